@@ -1,0 +1,31 @@
+"""Label-free best-of-n inside vLLM, after the NEX paper.
+
+Importing this package pulls in neither torch nor vLLM; what needs them is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nex_vllm.errors import InputError, NexError
+
+if TYPE_CHECKING:
+    from nex_vllm.engine.params import SamplingParams
+    from nex_vllm.engine.selection import Candidate, Selection
+
+__version__ = "0.1.0"
+
+__all__ = ["Candidate", "InputError", "NexError", "SamplingParams", "Selection", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the engine-side classes when they are first asked for."""
+    if name == "SamplingParams":
+        from nex_vllm.engine.params import SamplingParams
+
+        return SamplingParams
+    if name in {"Candidate", "Selection"}:
+        from nex_vllm.engine import selection
+
+        return getattr(selection, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Every vLLM private name the project touches, in one place."""

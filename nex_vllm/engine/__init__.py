@@ -1,0 +1,1 @@
+"""What lives inside vLLM: tap, selection, reduction, and the way of the masses to the front end."""

@@ -1,0 +1,1 @@
+"""The HTTP face: request and response fields."""

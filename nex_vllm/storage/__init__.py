@@ -1,0 +1,1 @@
+"""The two file formats: activation cache and weights."""
