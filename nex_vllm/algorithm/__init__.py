@@ -1,1 +1,28 @@
-"""The paper's method on recorded rows: novelty, segmentation, credit, weights, scores, baselines."""
+"""The paper's method on recorded rows: novelty, segmentation, credit, weights, scores, selectors.
+
+Pure numpy; scikit-learn and hmmlearn are loaded when the first response is segmented.
+"""
+
+from nex_vllm.algorithm.baselines import SELECTORS, CandidateTrace, Selector, UnrecordedError, get_selector
+from nex_vllm.algorithm.credit import Credit
+from nex_vllm.algorithm.rows import ResponseRows
+from nex_vllm.algorithm.scores import Masses, best_candidate, model_score, weighted_masses
+from nex_vllm.algorithm.summary import CalibrationSummary
+from nex_vllm.algorithm.weights import NeuronWeights, WeightAccumulator
+
+__all__ = [
+    "SELECTORS",
+    "CalibrationSummary",
+    "CandidateTrace",
+    "Credit",
+    "Masses",
+    "NeuronWeights",
+    "ResponseRows",
+    "Selector",
+    "UnrecordedError",
+    "WeightAccumulator",
+    "best_candidate",
+    "get_selector",
+    "model_score",
+    "weighted_masses",
+]

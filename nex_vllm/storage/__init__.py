@@ -1,1 +1,55 @@
-"""The two file formats: activation cache and weights."""
+"""The two file formats, activation cache and weights, and the files of prompts and responses that a user gives.
+
+What needs pyarrow is loaded on first use: an engine worker reads weights and no cache.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nex_vllm.storage.atomic import atomic_output, check_writable_output, write_atomically
+from nex_vllm.storage.fingerprint import model_fingerprint
+from nex_vllm.storage.jsonl import GivenResponse, Prompt, read_prompts, read_responses
+from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights, save_weights
+from nex_vllm.storage.weights_header import WeightsMeta
+
+if TYPE_CHECKING:
+    from nex_vllm.storage.cache_log import CachedResponse
+    from nex_vllm.storage.cache_meta import CacheMeta
+    from nex_vllm.storage.cache_reader import CacheReader
+    from nex_vllm.storage.cache_writer import CacheWriter
+
+__all__ = [
+    "CacheMeta",
+    "CacheReader",
+    "CacheWriter",
+    "CachedResponse",
+    "GivenResponse",
+    "Prompt",
+    "WeightsFile",
+    "WeightsMeta",
+    "atomic_output",
+    "check_fits",
+    "check_writable_output",
+    "load_weights",
+    "model_fingerprint",
+    "read_prompts",
+    "read_responses",
+    "save_weights",
+    "write_atomically",
+]
+
+_LATER = {
+    "CacheMeta": "cache_meta",
+    "CacheReader": "cache_reader",
+    "CacheWriter": "cache_writer",
+    "CachedResponse": "cache_log",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load the cache's classes when they are first asked for."""
+    if name in _LATER:
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

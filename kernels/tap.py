@@ -1,0 +1,34 @@
+"""Copy the activations of the rows that are sampled from out of a running forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("nex", "DEF")
+# An ordinary op that mutates one argument: it may stand anywhere in a compiled graph and never splits one.
+_library.define("tap(Tensor h, Tensor slots, Tensor(a!) record, int offset) -> ()")
+
+
+def tap_naive(h: Tensor, slots: Tensor, record: Tensor, offset: int) -> None:
+    """Copy row ``i`` of ``h`` to ``record[slots[i], offset:offset + width]`` for every i with ``slots[i] >= 0``.
+
+    Args:
+        h: [tokens, width], one layer's finished product ``act(g) * u``.
+        slots: int32 [at least tokens], record row of each batch row, -1 to skip it.
+        record: [slots, neurons], dtype of ``h``, written in place.
+        offset: the layer's first column.
+    """
+    wanted = torch.nonzero(slots[: h.shape[0]] >= 0).squeeze(1)
+    if len(wanted):
+        record[slots[wanted].long(), offset : offset + h.shape[1]] = h[wanted]
+
+
+def _tap_without_data(h: Tensor, slots: Tensor, record: Tensor, offset: int) -> None:
+    """Shape propagation: nothing is returned."""
+
+
+_library.impl("tap", tap_naive, "CompositeExplicitAutograd")
+torch.library.register_fake("nex::tap", _tap_without_data, lib=_library)
+
+tap = torch.ops.nex.tap.default

@@ -1,0 +1,145 @@
+"""The front end's three hooks: check a request, follow its candidates, choose among them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import RequestState
+
+from nex_vllm.engine.activation import is_active, resolved_settings
+from nex_vllm.engine.candidates import CandidateGroup, FollowedCandidate
+from nex_vllm.engine.options import parse_options
+from nex_vllm.engine.settings import NexSettings
+from nex_vllm.engine.step import OUTPUT_KEY
+from nex_vllm.errors import InputError
+
+# What the front end's output side must know of the engine's settings, written into every checked request: the output
+# side sees requests, never the configuration.
+_ROW_TOKENS = "nex_row_tokens"
+_HAS_WEIGHTS = "nex_has_weights"
+
+_FOLLOWED = "nex_followed"
+_GROUP = "nex_group"
+
+
+def install() -> None:
+    """Lay the wrappers; a second call in the same process changes nothing."""
+    if getattr(InputProcessor.process_inputs, "nex_wrapper", False):
+        return
+    _wrap_process_inputs()
+    _wrap_from_new_request()
+    _wrap_make_request_output()
+
+
+def check_request(params: Any, settings: NexSettings) -> None:
+    """Refuse a request that this engine cannot serve.
+
+    Raises:
+        InputError: for unknown names and values, a choice by score without weights, and recording where there is no room.
+    """
+    options = parse_options(params.extra_args)
+    if options is None:
+        return
+    if options.needs_weights and settings.weights is None:
+        raise InputError(
+            "nex_select needs neuron weights, but this engine was started without any; start it with "
+            '--nex-weights FILE (additional_config={"nex": {"weights": FILE}}).'
+        )
+    if options.response_start is not None and not settings.teacher_forced:
+        raise InputError(
+            "nex_response_start needs an engine with room to record whole prompts; start it with "
+            'additional_config={"nex": {"teacher_forced": True}}.'
+        )
+    if options.response_start is not None and params.n != 1:
+        raise InputError(f"nex_response_start records one given response, but n is {params.n}; set n=1.")
+
+
+def _wrap_process_inputs() -> None:
+    plain = InputProcessor.process_inputs
+
+    @functools.wraps(plain)
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_active(self.vllm_config) or not isinstance(params, SamplingParams):
+            return plain(self, request_id, prompt, params, *args, **kwargs)
+        settings = resolved_settings(self.vllm_config)
+        check_request(params, settings)
+        request = plain(self, request_id, prompt, params, *args, **kwargs)
+        options = parse_options(params.extra_args)
+        if options is not None:
+            own = request.sampling_params
+            own.extra_args = {
+                **own.extra_args,
+                _ROW_TOKENS: settings.row_tokens,
+                _HAS_WEIGHTS: settings.weights is not None,
+            }
+            if options.selector is not None and not options.return_all:
+                # The winner is known only when every candidate has ended, so nothing can be streamed before.
+                own.output_kind = RequestOutputKind.FINAL_ONLY
+        return request
+
+    process_inputs.nex_wrapper = True  # type: ignore[attr-defined]
+    InputProcessor.process_inputs = process_inputs
+
+
+def _wrap_from_new_request() -> None:
+    plain = RequestState.from_new_request.__func__
+
+    @functools.wraps(plain)
+    def from_new_request(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        state = plain(cls, tokenizer, request, *args, **kwargs)
+        params = request.sampling_params
+        extra = params.extra_args if params is not None else None
+        options = parse_options(extra)
+        if options is not None and _ROW_TOKENS in extra:
+            # Candidates of one request meet at vLLM's own parent object, never by a name that would have to be parsed.
+            owner = state if state.parent_req is None else state.parent_req
+            group = getattr(owner, _GROUP, None)
+            if group is None:
+                group = CandidateGroup(options, row_tokens=extra[_ROW_TOKENS], has_weights=extra[_HAS_WEIGHTS])
+                setattr(owner, _GROUP, group)
+            num_forced = None if options.response_start is None else state.prompt_len - options.response_start
+            setattr(state, _FOLLOWED, group.follow(state.request_index, num_forced))
+        return state
+
+    RequestState.from_new_request = classmethod(from_new_request)
+
+
+def _wrap_make_request_output() -> None:
+    plain = RequestState.make_request_output
+
+    @functools.wraps(plain)
+    def make_request_output(
+        self: Any,
+        new_token_ids: list[int],
+        pooling_output: Any,
+        finish_reason: Any,
+        stop_reason: Any,
+        kv_transfer_params: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        packed = None
+        if kv_transfer_params is not None and OUTPUT_KEY in kv_transfer_params:
+            others = dict(kv_transfer_params)
+            packed = others.pop(OUTPUT_KEY)
+            kv_transfer_params = others or None
+        followed: FollowedCandidate | None = getattr(self, _FOLLOWED, None)
+        if followed is not None and packed is not None:
+            # A stop string has already cut the list; records past it belong to tokens that nobody gets.
+            followed.add(packed, len(new_token_ids))
+        if followed is not None and finish_reason is not None:
+            detokenizer = self.detokenizer
+            # `detokenize=False` leaves a detokenizer that has no text.
+            text = getattr(detokenizer, "output_text", "")
+            followed.end(str(finish_reason), list(detokenizer.output_token_ids), text)
+        output = plain(
+            self, new_token_ids, pooling_output, finish_reason, stop_reason, kv_transfer_params, *args, **kwargs
+        )
+        if followed is not None and output is not None and output.finished:
+            followed.group.deliver(output)
+        return output
+
+    RequestState.make_request_output = make_request_output

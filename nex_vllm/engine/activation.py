@@ -1,0 +1,136 @@
+"""Switch NEX on in one engine: check what was asked for, then point vLLM at our worker and scheduler."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from nex_vllm.engine.settings import CONFIG_KEY, DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, NexSettings
+from nex_vllm.errors import InputError
+from nex_vllm.storage.fingerprint import model_fingerprint
+from nex_vllm.storage.weights import check_fits, load_weights
+
+WORKERS = {
+    "vllm.v1.worker.cpu_worker.CPUWorker": "nex_vllm.engine.worker.CPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "nex_vllm.engine.worker.GPUWorker",
+}
+SCHEDULER = "nex_vllm.engine.scheduler.Scheduler"
+ASYNC_SCHEDULER = "nex_vllm.engine.scheduler.AsyncScheduler"
+
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def create_engine_config_with_nex(engine_args: Any, make_config: Callable[[], Any]) -> Any:
+    """Make vLLM's configuration and switch NEX on in it.
+
+    Raises:
+        InputError: for unusable settings, a weights file that does not fit, or a model or parallel layout that NEX
+            cannot read. On a command line the process ends instead, with one sentence and exit status 2.
+    """
+    raw = engine_args.additional_config[CONFIG_KEY]
+    try:
+        settings = NexSettings.from_config(raw)
+        if settings.weights is not None:
+            # Before the model's configuration is read, which can take long.
+            load_weights(Path(settings.weights))
+        config = make_config()
+        _refuse_unsupported(config)
+        settings = _resolve(settings, config)
+    except InputError as error:
+        if not (isinstance(raw, dict) and raw.get("from_command_line")):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    config.additional_config = {**config.additional_config, CONFIG_KEY: {**asdict(settings), "resolved": True}}
+    config.parallel_config.worker_cls = WORKERS[config.parallel_config.worker_cls]
+    config.scheduler_config.scheduler_cls = ASYNC_SCHEDULER if config.scheduler_config.async_scheduling else SCHEDULER
+    from nex_vllm.compat import frontend, openai_server
+
+    frontend.install()
+    openai_server.install(settings)
+    return config
+
+
+def resolved_settings(vllm_config: Any) -> NexSettings:
+    """Return the settings of an engine that NEX is on in: top_k and row_tokens are set, the weights fit."""
+    return NexSettings.from_config(vllm_config.additional_config[CONFIG_KEY])
+
+
+def is_active(vllm_config: Any) -> bool:
+    """Whether NEX was switched on in the engine of this configuration."""
+    config = vllm_config.additional_config
+    return isinstance(config, dict) and bool((config.get(CONFIG_KEY) or {}).get("resolved"))
+
+
+def _refuse_unsupported(config: Any) -> None:
+    """Refuse, before anything is loaded, what NEX cannot record."""
+    parallel = config.parallel_config
+    degrees = {
+        "tensor parallel": parallel.tensor_parallel_size,
+        "pipeline parallel": parallel.pipeline_parallel_size,
+        "decode context parallel": parallel.decode_context_parallel_size,
+        "prefill context parallel": getattr(parallel, "prefill_context_parallel_size", 1),
+    }
+    for name, degree in degrees.items():
+        if degree > 1:
+            raise InputError(
+                f"NEX does not record under {name} of degree {degree}; set it to 1 (data parallel works), "
+                "or serve without NEX."
+            )
+    if getattr(parallel, "enable_dbo", False) or getattr(parallel, "num_ubatches", 0) > 1:
+        raise InputError("NEX does not record under dual-batch overlap (micro-batches); switch it off.")
+    if parallel.worker_cls not in WORKERS:
+        raise InputError(f"NEX has no worker for {parallel.worker_cls}; it runs on the CPU and CUDA backends.")
+    if config.scheduler_config.scheduler_cls is not None:
+        raise InputError(
+            f"NEX brings its own scheduler, but {config.scheduler_config.scheduler_cls} was asked for; leave it unset."
+        )
+    if config.compilation_config.pass_config.fuse_act_quant and config.quant_config is not None:
+        raise InputError(
+            "The activation is fused with quantisation (pass_config.fuse_act_quant), which removes the tensor that NEX "
+            'reads; set compilation_config={"pass_config": {"fuse_act_quant": false}}.'
+        )
+    if config.use_v2_model_runner:
+        raise InputError("NEX does not record on Model Runner V2 yet; set VLLM_USE_V2_MODEL_RUNNER=0.")
+    text = config.model_config.hf_text_config
+    experts = next((name for name in _EXPERT_COUNTS if (getattr(text, name, None) or 0) > 1), None)
+    if experts is not None:
+        raise InputError(
+            f"{config.model_config.model} is a mixture of experts ({experts} = {getattr(text, experts)}); NEX reads "
+            "dense gated MLPs only. Serve a dense model, or serve this one without NEX."
+        )
+    if not isinstance(getattr(text, "intermediate_size", None), int):
+        raise InputError(
+            f"{config.model_config.model} ({', '.join(config.model_config.architectures)}) has no gated MLP that NEX "
+            "can read: its configuration names no intermediate_size. Serve another model, or this one without NEX."
+        )
+
+
+def _resolve(settings: NexSettings, config: Any) -> NexSettings:
+    """Check the weights file against the model, and take from it what was left open."""
+    if settings.weights is None:
+        return replace(
+            settings,
+            top_k=settings.top_k or DEFAULT_TOP_K,
+            row_tokens=settings.row_tokens or DEFAULT_ROW_TOKENS,
+        )
+    path = Path(settings.weights).absolute()
+    file = load_weights(path)
+    text = config.model_config.hf_text_config
+    resolved = replace(
+        settings,
+        weights=str(path),
+        top_k=settings.top_k or file.meta.top_k,
+        row_tokens=settings.row_tokens or file.meta.row_tokens,
+    )
+    check_fits(
+        file,
+        model_fingerprint=model_fingerprint(config.model_config.model),
+        num_layers=text.num_hidden_layers,
+        intermediate_size=text.intermediate_size,
+        top_k=resolved.top_k,
+    )
+    return resolved

@@ -1,0 +1,137 @@
+"""Follow the candidates of one request in the front end, and choose when the last one has ended."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nex_vllm.algorithm.baselines import SELECTORS, CandidateTrace
+from nex_vllm.algorithm.scores import Masses
+from nex_vllm.engine.options import RequestOptions
+from nex_vllm.engine.row_builder import RowBuilder
+from nex_vllm.engine.selection import Candidate, Selection
+from nex_vllm.engine.step import TokenRecords
+
+logger = logging.getLogger("vllm.nex")
+
+
+class FollowedCandidate:
+    """One candidate while it is generated: what its tokens' records add up to."""
+
+    def __init__(self, group: CandidateGroup, index: int, num_forced: int | None) -> None:
+        self.group = group
+        self.index = index
+        self.finish_reason: str | None = None
+        self.token_ids: list[int] = []
+        self.text = ""
+        self._num_forced = num_forced
+        self._num_recorded = 0
+        self._masses = np.zeros(3)
+        self._stats: list[npt.NDArray[np.float32]] = []
+        options = group.options
+        self._rows = RowBuilder(group.row_tokens, keep_rows=options.return_rows) if options.wants_entries else None
+
+    def add(self, packed: Mapping[str, bytes], num_tokens: int) -> None:
+        """Take the records that came with ``num_tokens`` new tokens.
+
+        Records past these belong to tokens that were computed and thrown away. A teacher-forced request is recorded
+        in its prompt: all of its records come with the one token that it samples.
+        """
+        records = TokenRecords.unpack(packed)
+        if self._num_forced is None:
+            records = records.first(num_tokens)
+        self._num_recorded += len(records)
+        self._masses += records.masses.sum(axis=0)
+        if records.stats is not None:
+            self._stats.append(records.stats)
+        if self._rows is not None and records.keys is not None:
+            self._rows.add(records)
+
+    def end(self, finish_reason: str, token_ids: list[int], text: str) -> None:
+        """Note how the candidate ended."""
+        self.finish_reason = finish_reason
+        self.token_ids = token_ids
+        self.text = text
+
+    def result(self) -> Candidate:
+        """Return the candidate as the user sees it; score and masses are None where they could not be computed."""
+        expected = len(self.token_ids) if self._num_forced is None else self._num_forced
+        complete = self._num_recorded == expected and bool(np.isfinite(self._masses).all())
+        if not complete:
+            logger.error(
+                "NEX recorded %d of %d tokens of candidate %d, total activation mass %g; it stays unscored.",
+                self._num_recorded,
+                expected,
+                self.index,
+                self._masses[2],
+            )
+        masses = Masses(*self._masses.tolist())
+        scored = complete and self.group.has_weights
+        return Candidate(
+            index=self.index,
+            score=masses.score if scored else None,
+            pos_mass=masses.pos if scored else None,
+            abs_mass=masses.abs if scored else None,
+            tot_mass=masses.tot,
+            num_tokens=expected,
+            finish_reason=self.finish_reason,
+            text=self.text,
+            token_ids=self.token_ids,
+            sums=self._rows.sums() if self._rows is not None and self.group.options.return_sums else None,
+            rows=self._rows.rows(str(self.index)) if self._rows is not None and self.group.options.return_rows else None,
+        )
+
+    def trace(self, candidate: Candidate) -> CandidateTrace:
+        """Return what selectors may look at; a candidate that lacks what the selector needs counts as failed."""
+        needs = SELECTORS[self.group.options.selector or ""].needs
+        stats = np.concatenate(self._stats).astype(np.float64) if self._stats else np.zeros((0, 2))
+        if len(stats) != candidate.num_tokens or not np.isfinite(stats).all() or not len(stats):
+            lacks = bool(needs & {"logprob", "entropy"}) or ("score" in needs and candidate.score is None)
+            finish_reason = "error" if lacks else candidate.finish_reason
+            return CandidateTrace(candidate.num_tokens, finish_reason, candidate.score)
+        starts = np.arange(0, len(stats), self.group.row_tokens)
+        row_tokens = np.diff(np.append(starts, len(stats)))
+        return CandidateTrace(
+            candidate.num_tokens,
+            candidate.finish_reason,
+            candidate.score,
+            mean_logprob=float(stats[:, 1].mean()),
+            row_tokens=row_tokens,
+            row_entropy=np.add.reduceat(stats[:, 0], starts) / row_tokens,
+        )
+
+
+class CandidateGroup:
+    """The n candidates of one request."""
+
+    def __init__(self, options: RequestOptions, *, row_tokens: int, has_weights: bool) -> None:
+        self.options = options
+        self.row_tokens = row_tokens
+        self.has_weights = has_weights
+        self._followed: dict[int, FollowedCandidate] = {}
+
+    def follow(self, index: int, num_forced: int | None) -> FollowedCandidate:
+        """Take up candidate ``index``; ``num_forced`` is the length of a given response."""
+        self._followed[index] = FollowedCandidate(self, index, num_forced)
+        return self._followed[index]
+
+    def deliver(self, output: Any) -> None:
+        """Put the selection on vLLM's finished output and leave the outputs that were asked for."""
+        followed = [self._followed[index] for index in sorted(self._followed)]
+        candidates = [candidate.result() for candidate in followed]
+        selected = None
+        if self.options.selector is not None:
+            traces = [each.trace(candidate) for each, candidate in zip(followed, candidates, strict=True)]
+            # `random` draws by the request's name, so that a request's choice can be repeated.
+            seed = zlib.crc32(output.request_id.encode())
+            selected = candidates[SELECTORS[self.options.selector].select(traces, seed=seed)].index
+            if not self.options.return_all:
+                winner = next(each for each in output.outputs if each.index == selected)
+                winner.index = 0
+                output.outputs = [winner]
+        output.nex = Selection(selected, self.options.selector, candidates)

@@ -1,0 +1,43 @@
+"""Where each neuron of the model stands in the record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nex_vllm.algorithm.rows import KEY_UNIT_BITS, MAX_LAYER_WIDTH
+from nex_vllm.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronLayout:
+    """All layers side by side: neuron ``unit`` of ``layer`` is column ``layer * width + unit``."""
+
+    num_layers: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.width > MAX_LAYER_WIDTH:
+            raise InputError(
+                f"The model's MLP layers are {self.width} units wide, but a neuron key holds {KEY_UNIT_BITS} bits "
+                f"({MAX_LAYER_WIDTH} units); NEX cannot record this model."
+            )
+
+    @property
+    def num_neurons(self) -> int:
+        """Neurons of all layers together."""
+        return self.num_layers * self.width
+
+    def keys(self, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+        """Turn columns of the record into keys ``layer << 16 | unit`` (eq. 17)."""
+        layer, unit = np.divmod(columns, self.width)
+        return ((layer << KEY_UNIT_BITS) | unit).astype(np.uint32)
+
+    def dense(self, keys: npt.NDArray[np.uint32], values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Spread values by key over all columns, 0 elsewhere; float32 [num_neurons]."""
+        result = np.zeros(self.num_neurons, dtype=np.float32)
+        wide = keys.astype(np.int64)
+        result[(wide >> KEY_UNIT_BITS) * self.width + (wide & (MAX_LAYER_WIDTH - 1))] = values
+        return result

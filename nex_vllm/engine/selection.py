@@ -1,0 +1,70 @@
+"""What a request that asked for NEX gets beside its outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from nex_vllm.algorithm.rows import ResponseRows
+
+
+@dataclass(frozen=True, slots=True)
+class SparseSums:
+    """Sparse activation sums ``b_k`` of one response.
+
+    Attributes:
+        keys: uint32 [E], ascending, ``layer << 16 | unit``.
+        masses: float32 [E], summed over the response's tokens, positive.
+    """
+
+    keys: npt.NDArray[np.uint32]
+    masses: npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One of the n sampled responses.
+
+    Attributes:
+        index: its place among the n.
+        score: good-mass fraction ``pos_mass / abs_mass`` (eq. 14); None without weights, or where not every token was
+            recorded.
+        pos_mass: activation mass on good neurons (eq. 12); None without weights.
+        abs_mass: activation mass on good and bad neurons (eq. 13); None without weights.
+        tot_mass: activation mass on all kept neurons.
+        num_tokens: tokens of the response, the end-of-sequence token included.
+        finish_reason: vLLM's reason: ``stop``, ``length``, ``abort``, ``error``.
+        text: the response as plain vLLM returns it.
+        token_ids: the response's tokens.
+        sums: sparse activation sums, where asked for by ``nex_return_sums``.
+        rows: recorded rows, where asked for by ``nex_return_rows``.
+    """
+
+    index: int
+    score: float | None
+    pos_mass: float | None
+    abs_mass: float | None
+    tot_mass: float
+    num_tokens: int
+    finish_reason: str | None
+    text: str
+    token_ids: list[int] = field(repr=False)
+    sums: SparseSums | None = field(default=None, repr=False)
+    rows: ResponseRows | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class Selection:
+    """The choice among a request's candidates; ``RequestOutput.nex``.
+
+    Attributes:
+        selected: index of the winner, None if no choice was asked for.
+        selector: name of the selector that chose, None if no choice was asked for.
+        candidates: all n, in order.
+    """
+
+    selected: int | None
+    selector: str | None
+    candidates: list[Candidate]

@@ -1,0 +1,76 @@
+"""The settings under ``additional_config["nex"]``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nex_vllm.errors import InputError
+
+CONFIG_KEY = "nex"
+DEFAULT_TOP_K = 2000
+DEFAULT_ROW_TOKENS = 32
+
+_KNOWN = ("weights", "top_k", "row_tokens", "teacher_forced")
+# Written by the plugin, not by users: set on a command line, and by the activation once the file has been read.
+_INTERNAL = ("from_command_line", "resolved")
+
+
+@dataclass(frozen=True, slots=True)
+class NexSettings:
+    """What NEX was told about itself.
+
+    Attributes:
+        weights: path of a weights file, None to record only.
+        top_k: neurons kept per token over all layers, None to take it from the weights file.
+        row_tokens: tokens per row, None to take it from the weights file.
+        teacher_forced: the record has room for every token of a batch, so that the positions of a given response
+            can be recorded in a prefill (`nex-vllm score`).
+        from_command_line: unusable settings end in one sentence on stderr and exit status 2.
+    """
+
+    weights: str | None = None
+    top_k: int | None = None
+    row_tokens: int | None = None
+    teacher_forced: bool = False
+    from_command_line: bool = False
+
+    @classmethod
+    def from_config(cls, config: Any) -> NexSettings:
+        """Read and check the settings.
+
+        Raises:
+            InputError: for anything but a mapping, an unknown key (the known ones are listed) or a wrong value.
+        """
+        if not isinstance(config, Mapping):
+            raise InputError(f'additional_config["{CONFIG_KEY}"] is {config!r}, but must be a mapping of settings.')
+        unknown = sorted(str(key) for key in config if key not in _KNOWN + _INTERNAL)
+        if unknown:
+            raise InputError(
+                f'Unknown setting {unknown[0]!r} in additional_config["{CONFIG_KEY}"]; known are {", ".join(_KNOWN)}.'
+            )
+        weights = config.get("weights")
+        if weights is not None and not isinstance(weights, str):
+            weights = str(weights)
+        return cls(
+            weights=weights,
+            top_k=_positive("top_k", config.get("top_k")),
+            row_tokens=_positive("row_tokens", config.get("row_tokens")),
+            teacher_forced=_flag("teacher_forced", config.get("teacher_forced", False)),
+            from_command_line=bool(config.get("from_command_line", False)),
+        )
+
+
+def _positive(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"The NEX setting {name} is {value!r}, but must be a whole number of at least 1.")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"The NEX setting {name} is {value!r}, but must be true or false.")
+    return value

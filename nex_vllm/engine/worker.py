@@ -1,0 +1,111 @@
+"""Workers that record: vLLM's own, plus taps in the model and a reduction after each forward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.cpu_worker import CPUWorker as VllmCPUWorker
+from vllm.v1.worker.gpu_worker import Worker as VllmGPUWorker
+
+from nex_vllm.compat import runners
+from nex_vllm.compat.mlps import decoder_mlps, layout_of, place_taps
+from nex_vllm.engine.activation import resolved_settings
+from nex_vllm.engine.record import Record
+from nex_vllm.engine.recorder import PendingStep, Recorder, rows_needed
+from nex_vllm.engine.step import STEP_ATTRIBUTE
+from nex_vllm.storage.weights import load_weights
+
+if TYPE_CHECKING:
+    _Base = VllmGPUWorker
+else:
+    _Base = object
+
+logger = init_logger("vllm.nex")
+
+
+class _RecordedOutput(AsyncModelRunnerOutput):
+    """An asynchronous step output that gains the step's record when its tokens are read."""
+
+    def __init__(self, plain: AsyncModelRunnerOutput, pending: PendingStep) -> None:
+        self._plain = plain
+        self._pending = pending
+
+    def get_output(self) -> ModelRunnerOutput:
+        return _with_record(self._plain.get_output(), self._pending)
+
+
+def _with_record(output: ModelRunnerOutput, pending: PendingStep) -> ModelRunnerOutput:
+    tokens = runners.sampled_tokens(output, pending.record.stats_first)
+    setattr(output, STEP_ATTRIBUTE, pending.complete(tokens))
+    return output
+
+
+class _RecordingWorker(_Base):
+    """What both workers do beyond vLLM's own."""
+
+    _recorder: Recorder
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Load the model and, before anything is traced, put the taps in."""
+        super().load_model(**kwargs)
+        settings = resolved_settings(self.vllm_config)
+        mlps = decoder_mlps(self.get_model(), self.model_config.hf_text_config.num_hidden_layers)
+        layout = layout_of(mlps)
+        weights = None
+        if settings.weights is not None:
+            file = load_weights(settings.weights)
+            weights = layout.dense(file.keys, file.weights)
+        scheduler = self.scheduler_config
+        speculative = self.vllm_config.speculative_config
+        record = Record(
+            layout,
+            top_k=settings.top_k,
+            weights=weights,
+            max_tokens=scheduler.max_num_batched_tokens,
+            max_rows=rows_needed(
+                scheduler.max_num_seqs,
+                speculative.num_speculative_tokens if speculative is not None else 0,
+                scheduler.max_num_batched_tokens,
+                teacher_forced=settings.teacher_forced,
+            ),
+            dtype=self.model_config.dtype,
+            device=self.device,
+        )
+        place_taps(mlps, layout, record.slots, record.data)
+        self._recorder = Recorder(record, teacher_forced=settings.teacher_forced)
+        runners.attach(self.model_runner, self._recorder)
+        logger.info(
+            "NEX records %d layers of %d units, top %d; its buffers take %.1f MiB.",
+            layout.num_layers,
+            layout.width,
+            settings.top_k,
+            record.num_bytes / 2**20,
+        )
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """Run the forward pass; the taps fill the record."""
+        self._recorder.forget(scheduler_output.finished_req_ids)
+        for new in scheduler_output.scheduled_new_reqs:
+            if new.sampling_params is not None:
+                self._recorder.follow(new.req_id, new.sampling_params.extra_args, len(new.prompt_token_ids or ()))
+        return super().execute_model(scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Reduce the record, sample, and send both along together."""
+        pending = self._recorder.finish(runners.pending_logits(self.model_runner))
+        output = super().sample_tokens(grammar_output)
+        if pending is None:
+            return output
+        if isinstance(output, AsyncModelRunnerOutput):
+            return _RecordedOutput(output, pending)
+        return _with_record(output, pending)
+
+
+class CPUWorker(_RecordingWorker, VllmCPUWorker):
+    """The CPU backend's worker."""
+
+
+class GPUWorker(_RecordingWorker, VllmGPUWorker):
+    """The CUDA worker."""

@@ -1,0 +1,71 @@
+"""Entry point of the vLLM plugin: cheap to import, and without effect until NEX is asked for.
+
+It stands beside the package, not in it, because importing ``nex_vllm`` makes ``vllm.SamplingParams`` accept the NEX
+keywords, and a process that merely has the plugin installed must see plain vLLM. vLLM calls :func:`register` in every
+one of its processes; it lays pass-through wrappers around ``EngineArgs`` and does nothing else. NEX is asked for by
+``additional_config={"nex": {...}}`` or by ``--plugin nex`` / ``--nex-weights FILE``, which are folded into it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import Any
+
+CONFIG_KEY = "nex"
+
+
+def _accept_flags(engine_args: Any) -> None:
+    """Add the NEX flags to every parser of engine arguments, and fold their values into ``additional_config``."""
+    plain_add_cli_args = engine_args.add_cli_args
+    plain_from_cli_args = engine_args.from_cli_args.__func__
+
+    @functools.wraps(plain_add_cli_args)
+    def add_cli_args(parser: Any) -> Any:
+        parser = plain_add_cli_args(parser)
+        group = parser.add_argument_group("NEX", "Label-free best-of-n by the model's own neurons (nex-vllm).")
+        group.add_argument("--plugin", dest="nex_plugin", choices=["nex"], help="Switch on NEX.")
+        group.add_argument("--nex-weights", metavar="FILE", help="Neuron weights from `nex-vllm calibrate`.")
+        group.add_argument("--nex-top-k", type=int, metavar="K", help="Neurons kept per token (default: the weights').")
+        group.add_argument("--nex-row-tokens", type=int, metavar="W", help="Tokens per row (default: the weights').")
+        return parser
+
+    @functools.wraps(plain_from_cli_args)
+    def from_cli_args(cls: Any, args: argparse.Namespace) -> Any:
+        result = plain_from_cli_args(cls, args)
+        flags = {name: getattr(args, f"nex_{name}", None) for name in ("weights", "top_k", "row_tokens")}
+        given = {name: value for name, value in flags.items() if value is not None}
+        if given or getattr(args, "nex_plugin", None):
+            config = dict(result.additional_config or {})
+            # Marks a command line, where an unusable setting ends in one sentence and exit status 2, not in a traceback.
+            config[CONFIG_KEY] = {**(config.get(CONFIG_KEY) or {}), **given, "from_command_line": True}
+            result.additional_config = config
+        return result
+
+    engine_args.add_cli_args = staticmethod(add_cli_args)
+    engine_args.from_cli_args = classmethod(from_cli_args)
+
+
+def _switch_on_where_asked(engine_args: Any) -> None:
+    plain_create_engine_config = engine_args.create_engine_config
+
+    @functools.wraps(plain_create_engine_config)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if CONFIG_KEY not in (self.additional_config or {}):
+            return plain_create_engine_config(self, *args, **kwargs)
+        from nex_vllm.engine.activation import create_engine_config_with_nex
+
+        return create_engine_config_with_nex(self, functools.partial(plain_create_engine_config, self, *args, **kwargs))
+
+    create_engine_config.nex_wrapper = True  # type: ignore[attr-defined]
+    engine_args.create_engine_config = create_engine_config
+
+
+def register() -> None:
+    """Lay the wrappers; a second call in the same process changes nothing."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    if getattr(EngineArgs.create_engine_config, "nex_wrapper", False):
+        return
+    _switch_on_where_asked(EngineArgs)
+    _accept_flags(EngineArgs)
