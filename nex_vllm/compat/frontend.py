@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import RequestState
@@ -32,6 +33,7 @@ def install() -> None:
     _wrap_process_inputs()
     _wrap_from_new_request()
     _wrap_make_request_output()
+    _keep_selection_in_merged_outputs()
 
 
 def check_request(params: Any, settings: NexSettings) -> None:
@@ -143,3 +145,16 @@ def _wrap_make_request_output() -> None:
         return output
 
     RequestState.make_request_output = make_request_output
+
+
+def _keep_selection_in_merged_outputs() -> None:
+    """Outputs that pile up before the consumer reads are merged into the first: the selection comes with the last."""
+    plain = RequestOutput.add
+
+    @functools.wraps(plain)
+    def add(self: Any, next_output: Any, aggregate: bool) -> None:
+        plain(self, next_output, aggregate)
+        if hasattr(next_output, "nex"):
+            self.nex = next_output.nex
+
+    RequestOutput.add = add

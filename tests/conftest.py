@@ -1,0 +1,27 @@
+"""What every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Small engines: one GiB of cache, and no chatter between the tests' own lines.
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shipped_model() -> Path:
+    """Return the folder of the trained model that the repository ships."""
+    return ROOT / "examples" / "countdown" / "model"
+
+
+@pytest.fixture(scope="session")
+def countdown() -> Path:
+    """Return the folder of the Countdown example."""
+    return ROOT / "examples" / "countdown"

@@ -1,0 +1,74 @@
+"""What must not change a record: preemption, chunked prefill, rejected drafts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nex_vllm import SamplingParams
+from tests.engine.conftest import ROW_TOKENS, TOP_K
+from tests.engine.reference import HookedModel, assert_same_sums
+
+pytestmark = pytest.mark.engine
+
+NEX = {"top_k": TOP_K, "row_tokens": ROW_TOKENS}
+
+
+def _counter(llm: Any, name: str) -> float:
+    return sum(metric.value for metric in llm.get_metrics() if metric.name == name)
+
+
+def test_a_preempted_request_records_exactly_the_tokens_it_returns(
+    engine: Any, shipped_model: Any, prompts: Any
+) -> None:
+    # Room for a few sequences only, so that some are thrown out in the middle of their response.
+    llm = engine(shipped_model, NEX, num_gpu_blocks_override=18, block_size=32, enable_prefix_caching=False)
+    # No seed: with one, vLLM's CPU backend cannot resume a preempted request, or prefill in chunks
+    # ("CPU Generator does not use offset").
+    params = SamplingParams(n=4, nex_return_sums=True, max_tokens=120, ignore_eos=True, temperature=0.9)
+    outputs = llm.generate(prompts[:6], params)
+    assert _counter(llm, "vllm:num_preemptions") > 0, "the cache was too small for all: somebody was preempted"
+    reference = HookedModel(shipped_model)
+    for output in outputs:
+        for candidate in output.nex.candidates:
+            assert candidate.num_tokens == 120
+            expected = reference.sums(list(output.prompt_token_ids), candidate.token_ids, TOP_K)
+            assert_same_sums(candidate.sums.keys, candidate.sums.masses, expected)
+
+
+def test_a_prefill_in_chunks_records_the_last_position_once(engine: Any, shipped_model: Any, prompts: Any) -> None:
+    llm = engine(shipped_model, NEX, max_num_batched_tokens=64, max_num_seqs=8, enable_chunked_prefill=True)
+    long = [" ".join(prompts[i : i + 12]) for i in (0, 12, 24)]
+    outputs = llm.generate(long, SamplingParams(n=2, nex_return_sums=True, max_tokens=10))
+    reference = HookedModel(shipped_model)
+    for output in outputs:
+        assert len(output.prompt_token_ids) > 128, "longer than two chunks"
+        for candidate in output.nex.candidates:
+            expected = reference.sums(list(output.prompt_token_ids), candidate.token_ids, TOP_K)
+            assert_same_sums(candidate.sums.keys, candidate.sums.masses, expected)
+
+
+def test_rejected_drafts_leave_no_trace(engine: Any, shipped_model: Any, prompts: Any) -> None:
+    llm = engine(
+        shipped_model,
+        NEX,
+        speculative_config={
+            "method": "ngram",
+            "num_speculative_tokens": 3,
+            "prompt_lookup_max": 3,
+            "prompt_lookup_min": 1,
+        },
+    )
+    params = SamplingParams(n=2, nex_return_sums=True, nex_return_rows=True, max_tokens=80, seed=6, temperature=0.7)
+    outputs = llm.generate(prompts[:6], params)
+    drafted, accepted = (_counter(llm, f"vllm:spec_decode_num_{kind}_tokens") for kind in ("draft", "accepted"))
+    assert 0 < accepted < drafted, "some drafts were accepted and some rejected"
+    reference = HookedModel(shipped_model)
+    for output in outputs:
+        for candidate in output.nex.candidates:
+            expected = reference.sums(list(output.prompt_token_ids), candidate.token_ids, TOP_K)
+            assert_same_sums(candidate.sums.keys, candidate.sums.masses, expected)
+            assert candidate.rows.num_tokens == candidate.num_tokens
+            assert not np.isnan(candidate.rows.logprob).any()
