@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nex_vllm.compat.sampling_params import use_in_vllm
 from nex_vllm.errors import InputError, NexError
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from nex_vllm.engine.selection import Candidate, Selection
 
 __version__ = "0.1.0"
+
+use_in_vllm()
 
 __all__ = ["Candidate", "InputError", "NexError", "SamplingParams", "Selection", "__version__"]
 

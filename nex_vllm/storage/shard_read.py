@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from nex_vllm.errors import InputError
 from nex_vllm.storage.cache_check import check_rows
 from nex_vllm.storage.cache_meta import CacheMeta
 from nex_vllm.storage.readable import shown
-from nex_vllm.storage.shard_open import SHARD_REMEDY, errors_named, open_shard, refuse_nulls
+from nex_vllm.storage.shard_open import SHARD_REMEDY, open_shard, refuse_nulls
 
 _BATCH_ROWS = 128  # rows decoded at a time: two million entries of a usual model
 
@@ -44,19 +45,20 @@ def index_shard(path: Path, meta: CacheMeta) -> ShardIndex:
         InputError: not a whole Parquet file; a column is missing or of another type; sizes no cache can have; rows
             of a response apart from each other, out of order, or not from 0.
     """
-    with errors_named(path), open_shard(path, meta) as file:
+    with open_shard(path, meta, dictionary=("response",)) as file:
         table = file.read(columns=["response", "row", "tokens"], use_threads=False)
         refuse_nulls(path, table)
-        response = table.column("response").combine_chunks().dictionary_encode()
+        # Arrow takes indices into a dictionary from the file unchecked, and would follow them out of it.
+        table.column("response").validate(full=True)
+        response = table.column("response").unify_dictionaries().combine_chunks()
         names: list[str] = response.dictionary.to_pylist()
         row, tokens = table.column("row").to_numpy(), table.column("tokens").to_numpy()
         code = response.indices.to_numpy(zero_copy_only=False)
     ends = np.flatnonzero(np.diff(code, append=-1)) + 1
     starts = np.concatenate([np.zeros(1, np.int64), ends.astype(np.int64)])
-    segments = code[starts[:-1]]
-    ids = [names[segment] for segment in segments]
-    if len(ids) != len(names):
-        repeated = ids[int(np.flatnonzero(np.bincount(segments)[segments] > 1)[-1])]
+    ids = [names[segment] for segment in code[starts[:-1]]]
+    if len(set(ids)) != len(ids):
+        repeated = next(name for name, count in Counter(ids).items() if count > 1)
         raise InputError(f"{path}: the rows of response {shown(repeated)} are not consecutive; {SHARD_REMEDY}")
     expected = np.arange(len(row)) - np.repeat(starts[:-1], np.diff(starts))
     wrong = row != expected
@@ -115,7 +117,7 @@ def _changed(index: ShardIndex) -> InputError:
 def _batches(path: Path, meta: CacheMeta) -> Iterator[ResponseRows]:
     """Yield consecutive rows of a shard, whatever responses they belong to; arrays are views of Arrow's buffers."""
     columns = ["tokens", "keys", "masses", "entropy", "logprob"]
-    with errors_named(path), open_shard(path, meta) as file:
+    with open_shard(path, meta) as file:
         batches = file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
         while (batch := next(batches, None)) is not None:
             refuse_nulls(path, batch.select(["tokens", "keys", "masses"]))

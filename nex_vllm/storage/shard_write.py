@@ -37,6 +37,7 @@ def write_shard(path: Path, responses: Iterable[ResponseRows]) -> None:
             use_dictionary=["response"],
             column_encoding={"keys.list.element": "DELTA_BINARY_PACKED", "masses.list.element": "BYTE_STREAM_SPLIT"},
             write_statistics=False,
+            store_schema=False,  # Parquet's own types say it all; a second description could only disagree
             write_page_checksum=True,
         ) as writer,
     ):

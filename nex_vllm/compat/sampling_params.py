@@ -1,0 +1,54 @@
+"""Let ``vllm.SamplingParams`` accept the NEX keywords, without importing vLLM for it."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+_OURS = "nex_vllm.engine.params:SamplingParams"
+
+
+def use_in_vllm() -> None:
+    """Make ``vllm.SamplingParams`` ours, now if vLLM is imported, else as soon as it is."""
+    if "vllm" in sys.modules:
+        _redirect(sys.modules["vllm"])
+    else:
+        sys.meta_path.insert(0, _WatchForVllm())
+
+
+def _redirect(vllm: ModuleType) -> None:
+    # vLLM's top level resolves its names when they are asked for, from this table.
+    vllm.MODULE_ATTRS["SamplingParams"] = _OURS  # type: ignore[attr-defined]
+
+
+class _WatchForVllm(importlib.abc.MetaPathFinder):
+    """Finds ``vllm`` like everybody else, and redirects the name once the module has been executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "vllm":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RedirectingLoader(spec.loader)
+        return spec
+
+
+class _RedirectingLoader(importlib.abc.Loader):
+    def __init__(self, plain: importlib.abc.Loader) -> None:
+        self._plain = plain
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._plain.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._plain
+        self._plain.exec_module(module)
+        _redirect(module)

@@ -1,0 +1,207 @@
+"""A cache survives a kill -9 at any instant of any of its writers, and the next run continues it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from storage_cases import CACHE_META, add, assert_cache_is_sound, write_cache
+from storage_crash_server import RESPONSES
+
+from nex_vllm.storage import CacheReader, CacheWriter, cache_recovery, cache_writer
+
+
+class Server:
+    """Starts writers in processes of their own (a fork each: an interpreter each would take half a second)."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("storage_crash_server.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the server died"
+        return line.rstrip("\n")
+
+    def write(self, directory: Path, kill_at_line: int = 0, kill_after: float = 0) -> tuple[bool, set[str]]:
+        """Run a writer; returns whether it was killed, and the ids that it had said were committed."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{directory}\t{kill_at_line}\t{kill_after}\n")
+        self.process.stdin.flush()
+        said = set()
+        while True:
+            line = self._line()
+            if line.startswith("+"):
+                said.add(line[1:])
+            else:
+                assert line in {"killed", "ended 0"}, line
+                return line == "killed", said
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    assert server.process.stdin is not None
+    server.process.stdin.close()
+    server.process.wait(10)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """Where a cache goes; in memory if possible, as what a process leaves when killed does not depend on the disk."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as parent:
+        yield Path(parent) / "c"
+
+
+def _check(directory: Path, promised: set[str]) -> set[str]:
+    """What a killed writer left is sound, or no cache yet, and has what it had promised."""
+    if not (directory / "meta.json").exists():
+        assert not promised
+        return set()
+    found = assert_cache_is_sound(directory)
+    assert promised <= found <= set(RESPONSES)
+    return found
+
+
+def _finish(directory: Path) -> None:
+    """Continue in this process until everything is there, and nothing else."""
+    with CacheWriter(directory, CACHE_META) as writer:
+        add(writer, *(name for name in RESPONSES if name not in writer.finished))
+    assert assert_cache_is_sound(directory) == set(RESPONSES)
+    listed = len((directory / "responses.jsonl").read_text().splitlines())
+    rows = sum(len(shard.ids) for shard in CacheReader(directory).shards)
+    assert listed == rows == len(RESPONSES), "left over from the killed run"
+    assert not [path.name for path in directory.iterdir() if path.name.endswith(".nex-tmp")]
+
+
+def test_writer_killed_at_any_line_of_our_code_loses_nothing_it_promised(server: Server, directory: Path) -> None:
+    rng = random.Random(0)
+    line, kills, second_kills, part = 1, 0, 0, set()
+    while True:
+        killed, promised = server.write(directory, kill_at_line=line)
+        found = _check(directory, promised)
+        if not killed:
+            break
+        kills += 1
+        part.add(len(found))
+        killed, more = server.write(directory, kill_at_line=rng.randrange(1, 1500))
+        second_kills += killed
+        _check(directory, found | more)
+        _finish(directory)
+        shutil.rmtree(directory)
+        line += rng.randrange(1, 90)
+    assert kills > 15, "the kills did not cover the run"
+    assert second_kills > 8
+    assert part >= {0, 2, 4, 6, 8}, "no kill between commits"
+
+
+def test_writer_killed_at_any_time_from_outside_loses_nothing_it_promised(server: Server, directory: Path) -> None:
+    rng = random.Random(1)
+    usual = 0.0
+    for _ in range(2):  # the second is not slowed down by first uses
+        started = time.monotonic()
+        server.write(directory)
+        usual = time.monotonic() - started
+        shutil.rmtree(directory)
+    kills, until = 0, time.monotonic() + 4
+    while time.monotonic() < until:
+        before = set[str]()
+        for _ in range(3):
+            killed, promised = server.write(directory, kill_after=rng.uniform(0, usual))
+            before = _check(directory, before | promised)
+            kills += killed
+        _finish(directory)
+        shutil.rmtree(directory)
+    assert kills > 5
+
+
+def test_list_torn_at_any_byte_is_read_and_continued(tmp_path: Path) -> None:
+    source = write_cache(tmp_path / "c", *RESPONSES[:2])
+    data = (source / "responses.jsonl").read_bytes()
+    first = data.index(b"\n") + 1
+    for length in range(first, len(data), 7):
+        directory = tmp_path / f"torn-{length}"
+        shutil.copytree(source, directory)
+        (directory / "responses.jsonl").write_bytes(data[:length])
+        assert assert_cache_is_sound(directory) == {RESPONSES[0]}
+        with CacheWriter(directory, CACHE_META) as writer:
+            assert writer.finished == {RESPONSES[0]}
+        _finish(directory)
+
+
+def test_blocks_of_zeros_that_a_power_cut_leaves_are_passed_over(tmp_path: Path) -> None:
+    directory = write_cache(tmp_path / "c", *RESPONSES[:2])
+    with (directory / "responses.jsonl").open("ab") as handle:
+        handle.write(b"\0" * 4096)
+    assert assert_cache_is_sound(directory) == set(RESPONSES[:2])
+    _finish(directory)
+
+
+def test_kill_while_a_cache_is_made_leaves_a_directory_to_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_recovery, "write_cache_meta", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            CacheWriter(tmp_path / "c", CACHE_META)
+    assert (tmp_path / "c" / "responses.jsonl").exists()
+    (tmp_path / "c" / ".meta.json.0123abcd.nex-tmp").write_bytes(b"{")
+    _finish(tmp_path / "c")
+
+
+def test_interrupt_between_writing_and_remembering_commits_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ctrl-C right after the list was written; closing then commits once more."""
+
+    class Interrupting(set[str]):
+        def update(self, *others: object) -> None:
+            raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with CacheWriter(tmp_path / "c", CACHE_META) as writer:
+            add(writer, *RESPONSES[:3])
+            plain = writer._finished
+            monkeypatch.setattr(writer, "_finished", Interrupting())
+            try:
+                writer.flush()
+            finally:
+                writer._finished = plain
+            raise AssertionError("was not interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert assert_cache_is_sound(tmp_path / "c") == set(RESPONSES[:3])
+    assert len(list((tmp_path / "c").glob("rows-*"))) == 1
+    _finish(tmp_path / "c")
+
+
+def test_continuing_removes_only_what_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_writer, "COMMIT_RESPONSES", 3)
+    directory = write_cache(tmp_path / "c", *RESPONSES)
+    lines = (directory / "responses.jsonl").read_bytes().splitlines(keepends=True)
+    # Of the second shard one response is listed, of the third none.
+    (directory / "responses.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:-5])
+    untouched = (directory / "rows-000000.parquet").stat()
+    with CacheWriter(directory, CACHE_META) as writer:
+        assert writer.finished == set(RESPONSES[:4])
+    assert [shard.ids for shard in CacheReader(directory).shards] == [RESPONSES[:3], RESPONSES[3:4]]
+    assert (directory / "rows-000000.parquet").stat() == untouched
+    assert (directory / "responses.jsonl").read_bytes() == b"".join(lines[:4])
+    _finish(directory)
