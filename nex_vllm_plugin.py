@@ -37,7 +37,7 @@ def _accept_flags(engine_args: Any) -> None:
         given = {name: value for name, value in flags.items() if value is not None}
         if given or getattr(args, "nex_plugin", None):
             config = dict(result.additional_config or {})
-            # Marks a command line, where an unusable setting ends in one sentence and exit status 2, not in a traceback.
+            # On a command line an unusable setting ends in one sentence and exit status 2, not in a traceback.
             config[CONFIG_KEY] = {**(config.get(CONFIG_KEY) or {}), **given, "from_command_line": True}
             result.additional_config = config
         return result

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-_library = torch.library.Library("nex", "DEF")
+_library: Any = torch.library.Library("nex", "DEF")  # type: ignore[no-untyped-call]
 # An ordinary op that mutates one argument: it may stand anywhere in a compiled graph and never splits one.
 _library.define("tap(Tensor h, Tensor slots, Tensor(a!) record, int offset) -> ()")
 

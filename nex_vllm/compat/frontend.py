@@ -13,7 +13,7 @@ from vllm.v1.engine.output_processor import RequestState
 from nex_vllm.engine.activation import is_active, resolved_settings
 from nex_vllm.engine.candidates import CandidateGroup, FollowedCandidate
 from nex_vllm.engine.options import parse_options
-from nex_vllm.engine.settings import NexSettings
+from nex_vllm.engine.settings import ResolvedSettings
 from nex_vllm.engine.step import OUTPUT_KEY
 from nex_vllm.errors import InputError
 
@@ -36,11 +36,11 @@ def install() -> None:
     _keep_selection_in_merged_outputs()
 
 
-def check_request(params: Any, settings: NexSettings) -> None:
+def check_request(params: Any, settings: ResolvedSettings) -> None:
     """Refuse a request that this engine cannot serve.
 
     Raises:
-        InputError: for unknown names and values, a choice by score without weights, and recording where there is no room.
+        InputError: for unknown names and values, a choice by score without weights, and recording without room.
     """
     options = parse_options(params.extra_args)
     if options is None:
@@ -93,7 +93,7 @@ def _wrap_from_new_request() -> None:
     def from_new_request(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         state = plain(cls, tokenizer, request, *args, **kwargs)
         params = request.sampling_params
-        extra = params.extra_args if params is not None else None
+        extra = (params.extra_args or {}) if params is not None else {}
         options = parse_options(extra)
         if options is not None and _ROW_TOKENS in extra:
             # Candidates of one request meet at vLLM's own parent object, never by a name that would have to be parsed.

@@ -44,7 +44,7 @@ def decoder_mlps(model: nn.Module, num_hidden_layers: int) -> list[nn.Module]:
         InputError: for a model without a gated MLP in every layer, or with experts; it says which and why.
     """
     name = type(model).__name__
-    language_model = model.get_language_model() if hasattr(model, "get_language_model") else model
+    language_model = _attribute(model, "get_language_model")() if hasattr(model, "get_language_model") else model
     stack = getattr(getattr(language_model, "model", None), "layers", None)
     if stack is None or len(stack) != num_hidden_layers:
         raise InputError(f"{name} has no stack of {num_hidden_layers} decoder layers that NEX knows how to read.")

@@ -14,13 +14,13 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from nex_vllm.compat.frontend import check_request
 from nex_vllm.engine.selection import Selection
-from nex_vllm.engine.settings import NexSettings
+from nex_vllm.engine.settings import ResolvedSettings
 from nex_vllm.errors import InputError
 from nex_vllm.serving.fields import nex_fields, num_generated_tokens, returns_one_choice, selection_body
 from nex_vllm.serving.stream import with_selection
 
 
-def install(settings: NexSettings) -> None:
+def install(settings: ResolvedSettings) -> None:
     """Lay the wrappers for the server of this process; a second call only changes the settings."""
     if getattr(OpenAIServingChat.chat_completion_full_generator, "nex_wrapper", False):
         _Requests.settings = settings
@@ -37,7 +37,7 @@ def install(settings: NexSettings) -> None:
 class _Requests:
     """What the requests of this process are checked against: a server process has one engine."""
 
-    settings: NexSettings
+    settings: ResolvedSettings
 
 
 def _fields_of(request: Any) -> dict[str, Any]:
@@ -61,7 +61,9 @@ def _accept_fields(request_class: Any) -> None:
     @functools.wraps(plain_beam_search)
     def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _fields_of(self):
-            raise InputError("nex_select chooses among sampled answers and cannot follow a beam search; drop one of them.")
+            raise InputError(
+                "nex_select chooses among sampled answers and cannot follow a beam search; drop one of them."
+            )
         return plain_beam_search(self, *args, **kwargs)
 
     request_class.to_sampling_params = to_sampling_params

@@ -22,14 +22,17 @@ def use_in_vllm() -> None:
 
 def _redirect(vllm: ModuleType) -> None:
     # vLLM's top level resolves its names when they are asked for, from this table.
-    vllm.MODULE_ATTRS["SamplingParams"] = _OURS  # type: ignore[attr-defined]
+    vllm.MODULE_ATTRS["SamplingParams"] = _OURS
 
 
 class _WatchForVllm(importlib.abc.MetaPathFinder):
     """Finds ``vllm`` like everybody else, and redirects the name once the module has been executed."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - the interface's
+        target: ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "vllm":
             return None

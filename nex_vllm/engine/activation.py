@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nex_vllm.engine.settings import CONFIG_KEY, DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, NexSettings
+from nex_vllm.engine.settings import CONFIG_KEY, DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, NexSettings, ResolvedSettings
 from nex_vllm.errors import InputError
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.weights import check_fits, load_weights
@@ -38,25 +37,25 @@ def create_engine_config_with_nex(engine_args: Any, make_config: Callable[[], An
             load_weights(Path(settings.weights))
         config = make_config()
         _refuse_unsupported(config)
-        settings = _resolve(settings, config)
+        resolved = _resolve(settings, config)
     except InputError as error:
         if not (isinstance(raw, dict) and raw.get("from_command_line")):
             raise
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
-    config.additional_config = {**config.additional_config, CONFIG_KEY: {**asdict(settings), "resolved": True}}
+    config.additional_config = {**config.additional_config, CONFIG_KEY: resolved.to_config()}
     config.parallel_config.worker_cls = WORKERS[config.parallel_config.worker_cls]
     config.scheduler_config.scheduler_cls = ASYNC_SCHEDULER if config.scheduler_config.async_scheduling else SCHEDULER
     from nex_vllm.compat import frontend, openai_server
 
     frontend.install()
-    openai_server.install(settings)
+    openai_server.install(resolved)
     return config
 
 
-def resolved_settings(vllm_config: Any) -> NexSettings:
-    """Return the settings of an engine that NEX is on in: top_k and row_tokens are set, the weights fit."""
-    return NexSettings.from_config(vllm_config.additional_config[CONFIG_KEY])
+def resolved_settings(vllm_config: Any) -> ResolvedSettings:
+    """Return the settings of an engine that NEX is on in."""
+    return ResolvedSettings.from_config(vllm_config.additional_config[CONFIG_KEY])
 
 
 def is_active(vllm_config: Any) -> bool:
@@ -109,22 +108,23 @@ def _refuse_unsupported(config: Any) -> None:
         )
 
 
-def _resolve(settings: NexSettings, config: Any) -> NexSettings:
+def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
     """Check the weights file against the model, and take from it what was left open."""
     if settings.weights is None:
-        return replace(
-            settings,
+        return ResolvedSettings(
+            weights=None,
             top_k=settings.top_k or DEFAULT_TOP_K,
             row_tokens=settings.row_tokens or DEFAULT_ROW_TOKENS,
+            teacher_forced=settings.teacher_forced,
         )
     path = Path(settings.weights).absolute()
     file = load_weights(path)
     text = config.model_config.hf_text_config
-    resolved = replace(
-        settings,
+    resolved = ResolvedSettings(
         weights=str(path),
         top_k=settings.top_k or file.meta.top_k,
         row_tokens=settings.row_tokens or file.meta.row_tokens,
+        teacher_forced=settings.teacher_forced,
     )
     check_fits(
         file,

@@ -83,7 +83,9 @@ class FollowedCandidate:
             text=self.text,
             token_ids=self.token_ids,
             sums=self._rows.sums() if self._rows is not None and self.group.options.return_sums else None,
-            rows=self._rows.rows(str(self.index)) if self._rows is not None and self.group.options.return_rows else None,
+            rows=self._rows.rows(str(self.index))
+            if self._rows is not None and self.group.options.return_rows
+            else None,
         )
 
     def trace(self, candidate: Candidate) -> CandidateTrace:

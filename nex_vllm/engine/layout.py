@@ -33,7 +33,8 @@ class NeuronLayout:
     def keys(self, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
         """Turn columns of the record into keys ``layer << 16 | unit`` (eq. 17)."""
         layer, unit = np.divmod(columns, self.width)
-        return ((layer << KEY_UNIT_BITS) | unit).astype(np.uint32)
+        keys: npt.NDArray[np.uint32] = ((layer << KEY_UNIT_BITS) | unit).astype(np.uint32)
+        return keys
 
     def dense(self, keys: npt.NDArray[np.uint32], values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Spread values by key over all columns, 0 elsewhere; float32 [num_neurons]."""

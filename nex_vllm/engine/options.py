@@ -12,7 +12,7 @@ from nex_vllm.errors import InputError
 NEX_SELECTOR = "nex"
 RETURN_ALL = "all"
 
-_TRUTHS = {True: True, False: False, 1: True, 0: False, "true": True, "false": False}
+_TRUTHS: dict[bool | int | str, bool] = {True: True, False: False, "true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class RequestOptions:
 
 
 def _truth(name: str, value: Any) -> bool:
-    # bool, 0/1 and "true"/"false": HTTP's `vllm_xargs` knows numbers and strings only.
+    # bool, "true"/"false" and 0/1, which equal the bools: HTTP's `vllm_xargs` knows numbers and strings only.
     key = value.lower() if isinstance(value, str) else value
     if isinstance(key, (bool, int, str)) and key in _TRUTHS:
         return _TRUTHS[key]
@@ -66,7 +66,7 @@ def _parse_select(value: Any) -> tuple[str | None, bool]:
     if isinstance(value, (bool, int)) or (isinstance(value, str) and value.lower() in {"true", "false"}):
         return (NEX_SELECTOR, False) if _truth("nex_select", value) else (None, False)
     if not isinstance(value, str):
-        raise InputError(f"nex_select is {value!r}, but must be true, false, \"all\" or a selector's name ({known}).")
+        raise InputError(f'nex_select is {value!r}, but must be true, false, "all" or a selector\'s name ({known}).')
     if value == RETURN_ALL:
         return NEX_SELECTOR, True
     if value not in SELECTORS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vllm.sampling_params import SamplingParams as _VllmSamplingParams
 
 from nex_vllm.engine.options import parse_options
@@ -36,7 +38,8 @@ class SamplingParams(_VllmSamplingParams, omit_defaults=True, dict=True):  # typ
             if (value := getattr(self, name)) is not False and value is not None
         }
         if given:
-            self.extra_args = {**(self.extra_args or {}), **given}
+            own: dict[str, Any] = getattr(self, "extra_args", None) or {}
+            self.extra_args = {**own, **given}
         options = parse_options(self.extra_args)
         if options is not None and options.response_start is not None:
             # A cached position is never computed, so it could not be recorded.

@@ -197,11 +197,11 @@ class PendingStep:
             for number, token in enumerate(sampled.get(request_id, ())):
                 stats[first + number, 1] = p[first + number, token]
         r = self.record
-        return StepRecord(
-            r.spans, r.masses, stats.numpy(), r.stats_first, r.entries, r.entries_first, r.forced_offset
-        )
+        return StepRecord(r.spans, r.masses, stats.numpy(), r.stats_first, r.entries, r.entries_first, r.forced_offset)
 
 
 def rows_needed(max_num_seqs: int, num_draft_tokens: int, max_batched_tokens: int, *, teacher_forced: bool) -> int:
     """Return how many rows one step can record at most."""
-    return int(np.minimum(max_batched_tokens, max_batched_tokens if teacher_forced else max_num_seqs * (1 + num_draft_tokens)))
+    return int(
+        np.minimum(max_batched_tokens, max_batched_tokens if teacher_forced else max_num_seqs * (1 + num_draft_tokens))
+    )

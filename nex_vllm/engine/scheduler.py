@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler as VllmAsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler as VllmScheduler
 
 from nex_vllm.engine.step import OUTPUT_KEY, STEP_ATTRIBUTE, StepRecord, TokenRecords
 
-if TYPE_CHECKING:
-    _Base = VllmScheduler
-else:
-    _Base = object
+# For type checking only: the mixin calls what vLLM's class beside it has.
+_BesideVllm: Any = object
 
 
-class _RecordForwarding(_Base):
+class _RecordForwarding(_BesideVllm):
     """Attach the records of a step's tokens to the outputs that carry these tokens.
 
     A token that the scheduler throws away (a stop, a preemption, an aborted request) takes its record with it, and
@@ -39,6 +37,7 @@ class _RecordForwarding(_Base):
             for output in per_client.outputs:
                 if not output.new_token_ids:
                     continue
+                records: TokenRecords | None
                 if output.request_id in self._forced:
                     records = TokenRecords.concatenate(self._forced.pop(output.request_id))
                 else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from nex_vllm.errors import InputError
@@ -74,3 +74,29 @@ def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InputError(f"The NEX setting {name} is {value!r}, but must be true or false.")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSettings:
+    """The settings of an engine that NEX is on in: nothing left open, and the weights fit the model.
+
+    Attributes:
+        weights: absolute path of the weights file, None to record only.
+        top_k: neurons kept per token.
+        row_tokens: tokens per row.
+        teacher_forced: see :class:`NexSettings`.
+    """
+
+    weights: str | None
+    top_k: int
+    row_tokens: int
+    teacher_forced: bool
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what stands under ``additional_config["nex"]`` of an engine that NEX is on in."""
+        return {**asdict(self), "resolved": True}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ResolvedSettings:
+        """Undo :meth:`to_config`."""
+        return cls(config["weights"], config["top_k"], config["row_tokens"], config["teacher_forced"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.logger import init_logger
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
@@ -16,11 +16,6 @@ from nex_vllm.engine.record import Record
 from nex_vllm.engine.recorder import PendingStep, Recorder, rows_needed
 from nex_vllm.engine.step import STEP_ATTRIBUTE
 from nex_vllm.storage.weights import load_weights
-
-if TYPE_CHECKING:
-    _Base = VllmGPUWorker
-else:
-    _Base = object
 
 logger = init_logger("vllm.nex")
 
@@ -42,7 +37,11 @@ def _with_record(output: ModelRunnerOutput, pending: PendingStep) -> ModelRunner
     return output
 
 
-class _RecordingWorker(_Base):
+# For type checking only: the mixin calls what vLLM's class beside it has.
+_BesideVllm: Any = object
+
+
+class _RecordingWorker(_BesideVllm):
     """What both workers do beyond vLLM's own."""
 
     _recorder: Recorder

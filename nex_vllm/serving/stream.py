@@ -15,7 +15,7 @@ _PREFIX = "data: "
 async def with_selection(
     events: AsyncIterator[str], selections: Mapping[int, Selection], num_prompts: int, *, with_candidates: bool
 ) -> AsyncGenerator[str, None]:
-    """Pass the events on; add ``nex`` to the chunk that ends the last choice and mend ``usage`` to count all candidates.
+    """Pass the events on, with ``nex`` in the chunk that ends the last choice and all candidates' tokens in ``usage``.
 
     Args:
         events: what vLLM would send.

@@ -17,7 +17,9 @@ from nex_vllm.engine.settings import NexSettings
 def _config(model: Path, nex: Any, **options: Any) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
-    return EngineArgs(model=str(model), max_model_len=256, additional_config={"nex": nex}, **options).create_engine_config()
+    return EngineArgs(
+        model=str(model), max_model_len=256, additional_config={"nex": nex}, **options
+    ).create_engine_config()
 
 
 def _edited(model: Path, folder: Path, **fields: Any) -> Path:
@@ -122,6 +124,8 @@ def test_sampling_params_of_vllm_are_ours_after_the_import(statements: str) -> N
 
 
 def test_importing_the_package_loads_neither_torch_nor_vllm() -> None:
-    program = "import sys, nex_vllm; print([n for n in ('torch', 'vllm', 'sklearn', 'transformers') if n in sys.modules])"
+    program = (
+        "import sys, nex_vllm; print([n for n in ('torch', 'vllm', 'sklearn', 'transformers') if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

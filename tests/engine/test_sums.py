@@ -46,7 +46,9 @@ def _check(folder: Path, outputs: list[Any], reference: HookedModel) -> None:
 
 
 @pytest.mark.parametrize(("family", "mode"), CASES)
-def test_sums_equal_transformers(family: str, mode: dict[str, Any], engine: Any, random_model: Any, prompts: Any) -> None:
+def test_sums_equal_transformers(
+    family: str, mode: dict[str, Any], engine: Any, random_model: Any, prompts: Any
+) -> None:
     folder = random_model(family)
     llm = engine(folder, NEX, **mode)
     reference = HookedModel(folder)
