@@ -88,8 +88,8 @@ def fit_emissions(z: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], 
     Raises:
         ValueError: from sklearn, where ``z`` is too large for a variance in float64.
     """
-    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
-    from sklearn.mixture import GaussianMixture  # noqa: PLC0415
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
 
     mixture = GaussianMixture(n_components=2, covariance_type="diag", random_state=0)
     with warnings.catch_warnings(), _thread_pools().limit(limits=1):
@@ -108,7 +108,7 @@ def _thread_pools() -> Any:
     order every time; with a pool, on a machine that is busy, 16 ms of waiting for each other.
     """
     # Comes with sklearn, which requires it.
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # noqa: PLC0415
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
     return ThreadpoolController()
 
@@ -121,7 +121,7 @@ def viterbi_explore(
     Returns:
         bool [R], True where the most likely path is in E. Nothing is re-estimated from ``z``.
     """
-    from hmmlearn.hmm import GaussianHMM  # noqa: PLC0415
+    from hmmlearn.hmm import GaussianHMM
 
     model = GaussianHMM(n_components=2, covariance_type="diag")
     model.startprob_ = np.array([0.5, 0.5])
