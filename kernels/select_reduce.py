@@ -29,10 +29,11 @@ def keep_strongest(record: Tensor, top_k: int) -> Tensor:
         top_k: K.
 
     Returns:
-        float32 [rows, neurons], ``a = max(0, h)`` where kept, 0 elsewhere.
+        float32 [rows, neurons], ``a = max(0, h)`` where kept, 0 elsewhere. A NaN is kept: it must show.
     """
     activations = record.float().clamp_min(0)
-    return torch.where(activations >= threshold(activations, top_k), activations, 0)
+    ranked = activations.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return torch.where(ranked >= threshold(ranked, top_k), activations, 0)
 
 
 def masses_naive(record: Tensor, weights: Tensor, top_k: int) -> Tensor:

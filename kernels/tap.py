@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ def _tap_without_data(h: Tensor, slots: Tensor, record: Tensor, offset: int) -> 
 
 
 _library.impl("tap", tap_naive, "CompositeExplicitAutograd")
+if importlib.util.find_spec("numba") is not None:
+    from nex_vllm.kernels.cpu import tap_cpu
+
+    _library.impl("tap", tap_cpu, "CPU")
 torch.library.register_fake("nex::tap", _tap_without_data, lib=_library)
 
 tap = torch.ops.nex.tap.default

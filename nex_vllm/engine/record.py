@@ -8,7 +8,7 @@ import torch
 
 from nex_vllm.engine.layout import NeuronLayout
 from nex_vllm.engine.step import Entries
-from nex_vllm.kernels.select_reduce import kept_entries, masses_naive
+from nex_vllm.kernels.choice import operations
 
 
 class Record:
@@ -40,6 +40,7 @@ class Record:
         ).to(device)
         self._row_numbers = torch.arange(max_rows, dtype=torch.int32, device=device)
         self._in_use = False
+        self._operations = operations(device.type, dtype)
 
     @property
     def num_bytes(self) -> int:
@@ -60,10 +61,10 @@ class Record:
 
     def masses(self, num_rows: int) -> torch.Tensor:
         """Return (positive, absolute, total) mass of the first rows; float64 [num_rows, 3] on the device."""
-        return masses_naive(self.data[:num_rows], self._weights, self.top_k)
+        return self._operations.masses(self.data[:num_rows], self._weights, self.top_k)
 
     def entries(self, rows: torch.Tensor) -> Entries:
         """Return the kept activations of these record rows (int64 [m] on the device)."""
-        counts, columns, values = kept_entries(self.data[rows], self.top_k)
+        counts, columns, values = self._operations.entries(self.data[rows], self.top_k)
         starts = np.concatenate([[0], np.cumsum(counts.cpu().numpy())])
         return Entries(starts, self.layout.keys(columns.cpu().numpy()), values.cpu().numpy())
