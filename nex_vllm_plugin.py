@@ -15,6 +15,24 @@ from typing import Any
 CONFIG_KEY = "nex"
 
 
+def _fold_flags(args: argparse.Namespace) -> None:
+    """Write the flags into ``args.additional_config``.
+
+    Into the parsed arguments themselves, because vLLM hands them to further processes that see them before plugins
+    are loaded there.
+    """
+    flags = {name: getattr(args, f"nex_{name}", None) for name in ("weights", "top_k", "row_tokens")}
+    given = {name: value for name, value in flags.items() if value is not None}
+    config = getattr(args, "additional_config", None) or {}
+    if not isinstance(config, dict) or not (given or getattr(args, "nex_plugin", None) or CONFIG_KEY in config):
+        return
+    settings = config.get(CONFIG_KEY) or {}
+    if isinstance(settings, dict):
+        # On a command line an unusable setting ends in one sentence and exit status 2, not in a traceback.
+        settings = {**settings, **given, "from_command_line": True}
+    args.additional_config = {**config, CONFIG_KEY: settings}
+
+
 def _accept_flags(engine_args: Any) -> None:
     """Add the NEX flags to every parser of engine arguments, and fold their values into ``additional_config``."""
     plain_add_cli_args = engine_args.add_cli_args
@@ -32,15 +50,8 @@ def _accept_flags(engine_args: Any) -> None:
 
     @functools.wraps(plain_from_cli_args)
     def from_cli_args(cls: Any, args: argparse.Namespace) -> Any:
-        result = plain_from_cli_args(cls, args)
-        flags = {name: getattr(args, f"nex_{name}", None) for name in ("weights", "top_k", "row_tokens")}
-        given = {name: value for name, value in flags.items() if value is not None}
-        if given or getattr(args, "nex_plugin", None):
-            config = dict(result.additional_config or {})
-            # On a command line an unusable setting ends in one sentence and exit status 2, not in a traceback.
-            config[CONFIG_KEY] = {**(config.get(CONFIG_KEY) or {}), **given, "from_command_line": True}
-            result.additional_config = config
-        return result
+        _fold_flags(args)
+        return plain_from_cli_args(cls, args)
 
     engine_args.add_cli_args = staticmethod(add_cli_args)
     engine_args.from_cli_args = classmethod(from_cli_args)
@@ -51,7 +62,8 @@ def _switch_on_where_asked(engine_args: Any) -> None:
 
     @functools.wraps(plain_create_engine_config)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if CONFIG_KEY not in (self.additional_config or {}):
+        # vLLM allows any object with a hash here; NEX is asked for in a mapping.
+        if not isinstance(self.additional_config, dict) or CONFIG_KEY not in self.additional_config:
             return plain_create_engine_config(self, *args, **kwargs)
         from nex_vllm.engine.activation import create_engine_config_with_nex
 

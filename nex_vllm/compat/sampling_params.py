@@ -28,24 +28,31 @@ def _redirect(vllm: ModuleType) -> None:
 class _WatchForVllm(importlib.abc.MetaPathFinder):
     """Finds ``vllm`` like everybody else, and redirects the name once the module has been executed."""
 
+    def __init__(self) -> None:
+        self._looking = False
+
     def find_spec(
         self,
         fullname: str,
         path: Sequence[str] | None,  # noqa: ARG002 - the interface's
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "vllm":
+        if fullname != "vllm" or self._looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._looking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._looking = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _RedirectingLoader(spec.loader)
+            spec.loader = _RedirectingLoader(spec.loader, self)
         return spec
 
 
 class _RedirectingLoader(importlib.abc.Loader):
-    def __init__(self, plain: importlib.abc.Loader) -> None:
+    def __init__(self, plain: importlib.abc.Loader, finder: _WatchForVllm) -> None:
         self._plain = plain
+        self._finder = finder
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._plain.create_module(spec)
@@ -55,3 +62,6 @@ class _RedirectingLoader(importlib.abc.Loader):
             module.__spec__.loader = self._plain
         self._plain.exec_module(module)
         _redirect(module)
+        # Only now: libraries look for vLLM's spec without importing it.
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)

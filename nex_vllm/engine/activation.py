@@ -46,10 +46,14 @@ def create_engine_config_with_nex(engine_args: Any, make_config: Callable[[], An
     config.additional_config = {**config.additional_config, CONFIG_KEY: resolved.to_config()}
     config.parallel_config.worker_cls = WORKERS[config.parallel_config.worker_cls]
     config.scheduler_config.scheduler_cls = ASYNC_SCHEDULER if config.scheduler_config.async_scheduling else SCHEDULER
-    from nex_vllm.compat import frontend, openai_server
+    from nex_vllm.compat import frontend
 
     frontend.install()
-    openai_server.install(resolved)
+    if settings.from_command_line or "vllm.entrypoints.openai.api_server" in sys.modules:
+        # A server, not `LLM` in somebody's program, which has no use for the serving stack.
+        from nex_vllm.compat import openai_server
+
+        openai_server.install(resolved)
     return config
 
 
@@ -108,6 +112,28 @@ def _refuse_unsupported(config: Any) -> None:
         )
 
 
+def local_folder(config: Any) -> Path:
+    """Return the folder that the model's files are in; a model of the Hugging Face hub is downloaded, as vLLM would."""
+    model = config.model_config.model
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            model,
+            revision=config.model_config.revision,
+            cache_dir=config.load_config.download_dir,
+            allow_patterns=["*.json", "*.safetensors"],
+        )
+    except Exception as error:  # the hub's client raises a dozen unrelated classes
+        raise InputError(
+            f"The files of {model}, which the weights are checked against, could not be had from the Hugging Face hub "
+            f"({type(error).__name__}); give a model's folder."
+        ) from None
+    return Path(folder)
+
+
 def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
     """Check the weights file against the model, and take from it what was left open."""
     if settings.weights is None:
@@ -128,7 +154,7 @@ def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
     )
     check_fits(
         file,
-        model_fingerprint=model_fingerprint(config.model_config.model),
+        model_fingerprint=model_fingerprint(local_folder(config)),
         num_layers=text.num_hidden_layers,
         intermediate_size=text.intermediate_size,
         top_k=resolved.top_k,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nex_vllm.algorithm.baselines import SELECTORS, CandidateTrace
 from nex_vllm.algorithm.scores import Masses
-from nex_vllm.engine.options import RequestOptions
+from nex_vllm.engine.options import CheckedRequest
 from nex_vllm.engine.row_builder import RowBuilder
 from nex_vllm.engine.selection import Candidate, Selection
 from nex_vllm.engine.step import TokenRecords
@@ -77,7 +77,7 @@ class FollowedCandidate:
             score=masses.score if scored else None,
             pos_mass=masses.pos if scored else None,
             abs_mass=masses.abs if scored else None,
-            tot_mass=masses.tot,
+            tot_mass=masses.tot if complete else None,
             num_tokens=expected,
             finish_reason=self.finish_reason,
             text=self.text,
@@ -92,15 +92,17 @@ class FollowedCandidate:
         """Return what selectors may look at; a candidate that lacks what the selector needs counts as failed."""
         needs = SELECTORS[self.group.options.selector or ""].needs
         stats = np.concatenate(self._stats).astype(np.float64) if self._stats else np.zeros((0, 2))
-        if len(stats) != candidate.num_tokens or not np.isfinite(stats).all() or not len(stats):
-            lacks = bool(needs & {"logprob", "entropy"}) or ("score" in needs and candidate.score is None)
-            finish_reason = "error" if lacks else candidate.finish_reason
+        has_stats = len(stats) == candidate.num_tokens > 0 and bool(np.isfinite(stats).all())
+        lacks_stats = bool(needs & {"logprob", "entropy"}) and not has_stats
+        lacks_score = "score" in needs and candidate.score is None
+        finish_reason = "error" if lacks_stats or lacks_score else candidate.finish_reason
+        if not has_stats:
             return CandidateTrace(candidate.num_tokens, finish_reason, candidate.score)
         starts = np.arange(0, len(stats), self.group.row_tokens)
         row_tokens = np.diff(np.append(starts, len(stats)))
         return CandidateTrace(
             candidate.num_tokens,
-            candidate.finish_reason,
+            finish_reason,
             candidate.score,
             mean_logprob=float(stats[:, 1].mean()),
             row_tokens=row_tokens,
@@ -111,10 +113,10 @@ class FollowedCandidate:
 class CandidateGroup:
     """The n candidates of one request."""
 
-    def __init__(self, options: RequestOptions, *, row_tokens: int, has_weights: bool) -> None:
-        self.options = options
-        self.row_tokens = row_tokens
-        self.has_weights = has_weights
+    def __init__(self, checked: CheckedRequest) -> None:
+        self.options = checked.options
+        self.row_tokens = checked.row_tokens
+        self.has_weights = checked.has_weights
         self._followed: dict[int, FollowedCandidate] = {}
 
     def follow(self, index: int, num_forced: int | None) -> FollowedCandidate:

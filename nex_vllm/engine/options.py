@@ -82,8 +82,6 @@ def _parse_response_start(value: Any) -> int | None:
     return value
 
 
-# Written into checked requests by the front end, never by users.
-CONTEXT_FIELDS = frozenset({"nex_row_tokens", "nex_has_weights"})
 FIELDS = ("nex_select", "nex_return_sums", "nex_return_rows", "nex_return_candidates", "nex_response_start")
 
 
@@ -98,7 +96,7 @@ def parse_options(extra_args: Mapping[str, Any] | None) -> RequestOptions | None
     given = {
         name: value
         for name, value in extra_args.items()
-        if name.startswith("nex_") and name not in CONTEXT_FIELDS and value is not None
+        if isinstance(name, str) and name.startswith("nex_") and value is not None
     }
     if not given:
         return None
@@ -116,3 +114,39 @@ def parse_options(extra_args: Mapping[str, Any] | None) -> RequestOptions | None
     )
     asks = options.selector or options.wants_entries or options.response_start is not None
     return options if asks else None
+
+
+CHECKED = "nex_checked"
+"""Written into ``extra_args`` by the front end once it has checked a request; no user may write it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRequest:
+    """A request that the front end of an engine with NEX has checked.
+
+    Attributes:
+        options: what it asks for.
+        row_tokens: the engine's tokens per row: the front end's output side sees requests, never the configuration.
+        has_weights: whether the engine has weights.
+    """
+
+    options: RequestOptions
+    row_tokens: int
+    has_weights: bool
+
+    def mark(self, extra_args: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``extra_args`` with the mark that :func:`checked_request` finds."""
+        return {**extra_args, CHECKED: {"row_tokens": self.row_tokens, "has_weights": self.has_weights}}
+
+
+def checked_request(extra_args: Mapping[str, Any] | None) -> CheckedRequest | None:
+    """Return what a checked request asks for; None for every other, whatever its ``extra_args`` say.
+
+    Worker and output side go by this alone: a request that reached the engine on a way that NEX does not know
+    is served as by plain vLLM, and cannot stop the engine with a value that nobody checked.
+    """
+    if not extra_args or CHECKED not in extra_args:
+        return None
+    context = extra_args[CHECKED]
+    options = parse_options({name: value for name, value in extra_args.items() if name != CHECKED})
+    return None if options is None else CheckedRequest(options, context["row_tokens"], context["has_weights"])

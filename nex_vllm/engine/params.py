@@ -40,8 +40,5 @@ class SamplingParams(_VllmSamplingParams, omit_defaults=True, dict=True):  # typ
         if given:
             own: dict[str, Any] = getattr(self, "extra_args", None) or {}
             self.extra_args = {**own, **given}
-        options = parse_options(self.extra_args)
-        if options is not None and options.response_start is not None:
-            # A cached position is never computed, so it could not be recorded.
-            self.skip_reading_prefix_cache = True
+        parse_options(self.extra_args)
         super().__post_init__()

@@ -10,13 +10,15 @@ from nex_vllm.engine.layout import NeuronLayout
 from nex_vllm.engine.step import Entries
 from nex_vllm.kernels.choice import operations
 
+_MAX_VALUES_AT_ONCE = 1 << 26
+
 
 class Record:
     """Activations of the batch rows that are recorded in the current step.
 
     Attributes:
         slots: int32 [max_tokens], record row of each batch row, -1 where nothing is recorded.
-        data: [max_rows, neurons] in the model's dtype.
+        data: [max_rows + 1, neurons] in the model's dtype; the last row takes what is skipped.
     """
 
     def __init__(
@@ -33,8 +35,7 @@ class Record:
         self.layout = layout
         self.top_k = top_k
         self.slots = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
-        self.data = torch.zeros((max_rows, layout.num_neurons), dtype=dtype, device=device)
-        self.has_weights = weights is not None
+        self.data = torch.zeros((max_rows + 1, layout.num_neurons), dtype=dtype, device=device)
         self._weights = torch.from_numpy(
             weights if weights is not None else np.zeros(layout.num_neurons, dtype=np.float32)
         ).to(device)
@@ -61,7 +62,9 @@ class Record:
 
     def masses(self, num_rows: int) -> torch.Tensor:
         """Return (positive, absolute, total) mass of the first rows; float64 [num_rows, 3] on the device."""
-        return self._operations.masses(self.data[:num_rows], self._weights, self.top_k)
+        # In parts, so that what the operation needs beside the record is bounded.
+        parts = torch.split(self.data[:num_rows], max(1, _MAX_VALUES_AT_ONCE // self.layout.num_neurons))
+        return torch.cat([self._operations.masses(part, self._weights, self.top_k) for part in parts])
 
     def entries(self, rows: torch.Tensor) -> Entries:
         """Return the kept activations of these record rows (int64 [m] on the device)."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from nex_vllm.engine.options import RequestOptions, parse_options
+from nex_vllm.engine.options import RequestOptions, checked_request
 from nex_vllm.engine.record import Record
 from nex_vllm.engine.step import StepRecord
 
@@ -70,9 +70,9 @@ class Recorder:
 
     def follow(self, request_id: str, extra_args: Mapping[str, Any] | None, num_prompt_tokens: int) -> None:
         """Take up a request that the scheduler hands to the worker for the first time."""
-        options = parse_options(extra_args)
-        if options is not None:
-            self._requests[request_id] = _RecordedRequest(options, num_prompt_tokens)
+        checked = checked_request(extra_args)
+        if checked is not None:
+            self._requests[request_id] = _RecordedRequest(checked.options, num_prompt_tokens)
 
     def forget(self, request_ids: Iterable[str]) -> None:
         """Drop requests that have ended."""
@@ -87,8 +87,8 @@ class Recorder:
             sampled_batch_rows: int64 [rows with logits], their batch rows, on the record's device.
         """
         step = _OpenStep({}, {}, {})
-        sampled: list[int] = []
-        forced: list[int] = []
+        sampled: list[tuple[int, int]] = []
+        forced: list[tuple[int, int]] = []
         num_recorded = 0
         for part in scheduled:
             request = self._requests.get(part.request_id)
@@ -98,7 +98,7 @@ class Recorder:
                 continue
             step.spans[part.request_id] = (num_recorded, part.num_sampled)
             step.sampled_rows[part.request_id] = (part.first_sampled, part.num_sampled)
-            sampled.extend(range(part.first_sampled, part.first_sampled + part.num_sampled))
+            sampled.append((part.first_sampled, part.num_sampled))
             num_recorded += part.num_sampled
         if self._teacher_forced:
             for part in scheduled:
@@ -113,7 +113,7 @@ class Recorder:
                 first_row = part.first_row + first_position - part.num_computed
                 step.spans[part.request_id] = (num_recorded, end - first_position)
                 step.forced_offset[part.request_id] = first_position - (request.options.response_start - 1)
-                forced.extend(range(first_row, first_row + end - first_position))
+                forced.append((first_row, end - first_position))
                 num_recorded += end - first_position
         if not num_recorded:
             self.record.open(None)
@@ -123,10 +123,10 @@ class Recorder:
         device = self.record.slots.device
         # The common case, in which the whole batch is recorded, needs no index from the host.
         rows = sampled_batch_rows
-        if len(sampled) != len(sampled_batch_rows):
-            rows = sampled_batch_rows[torch.tensor(sampled, dtype=torch.int64, device=device)]
+        if sum(count for _, count in sampled) != len(sampled_batch_rows):
+            rows = sampled_batch_rows[_indices(sampled, device)]
         if forced:
-            rows = torch.cat([rows, torch.tensor(forced, dtype=torch.int64, device=device)])
+            rows = torch.cat([rows, _indices(forced, device)])
         self.record.open(rows)
 
     def finish(self, logits: torch.Tensor | None) -> PendingStep | None:
@@ -143,41 +143,59 @@ class Recorder:
         if step is None:
             return None
         num_rows = sum(count for _, count in step.spans.values())
-        stats_first, logit_rows = self._rows_of(step.sampled_rows, "wants_token_stats")
-        entries_first, record_rows = self._rows_of(step.spans, "wants_entries")
+        stats_first, logit_spans = self._spans_of(step.sampled_rows, "wants_token_stats")
+        entries_first, record_spans = self._spans_of(step.spans, "wants_entries")
         device = self.record.slots.device
-        log_probabilities = None
-        if logit_rows:
+        entropy = log_probabilities = None
+        if logit_spans:
             assert logits is not None
-            log_probabilities = torch.log_softmax(logits[torch.tensor(logit_rows, device=device)].float(), dim=-1)
+            log_probabilities = torch.log_softmax(logits[_indices(logit_spans, device)].float(), dim=-1)
+            # 0 * -inf, from a masked token, counts as 0.
+            entropy = -torch.nan_to_num(log_probabilities.exp() * log_probabilities, nan=0.0).sum(dim=-1)
         return PendingStep(
             StepRecord(
                 spans=step.spans,
                 masses=self.record.masses(num_rows).cpu().numpy(),
-                entries=self.record.entries(torch.tensor(record_rows, device=device)) if record_rows else None,
+                entries=self.record.entries(_indices(record_spans, device)) if record_spans else None,
                 entries_first=entries_first,
                 stats_first=stats_first,
                 forced_offset=step.forced_offset,
             ),
+            entropy,
             log_probabilities,
         )
 
-    def _rows_of(self, spans: dict[str, tuple[int, int]], wish: str) -> tuple[dict[str, int], list[int]]:
-        """Gather the rows of the requests that have a wish, and where each request's rows start among them."""
+    def _spans_of(self, spans: dict[str, tuple[int, int]], wish: str) -> tuple[dict[str, int], list[tuple[int, int]]]:
+        """Pick the spans of the requests that have a wish, and tell where each starts among their rows."""
         first: dict[str, int] = {}
-        rows: list[int] = []
-        for request_id, (start, count) in spans.items():
+        picked: list[tuple[int, int]] = []
+        num_rows = 0
+        for request_id, span in spans.items():
             if getattr(self._requests[request_id].options, wish):
-                first[request_id] = len(rows)
-                rows.extend(range(start, start + count))
-        return first, rows
+                first[request_id] = num_rows
+                picked.append(span)
+                num_rows += span[1]
+        return first, picked
+
+
+def _indices(spans: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
+    """Return the rows of spans ``(first, count)`` one after the other, int64."""
+    rows = np.concatenate([np.arange(first, first + count) for first, count in spans])
+    return torch.from_numpy(rows).to(device)
 
 
 @dataclass(frozen=True, slots=True)
 class PendingStep:
-    """A step's record that still waits for the sampled tokens."""
+    """A step's record that still waits for the sampled tokens.
+
+    Attributes:
+        record: the rest of it.
+        entropy: float32 [rows], of the rows that asked; None if none did.
+        log_probabilities: float32 [rows, vocabulary], of the same rows.
+    """
 
     record: StepRecord
+    entropy: torch.Tensor | None
     log_probabilities: torch.Tensor | None
 
     def complete(self, sampled: Mapping[str, Sequence[int]]) -> StepRecord:
@@ -186,22 +204,18 @@ class PendingStep:
         Args:
             sampled: by request, the tokens that were kept.
         """
-        if self.log_probabilities is None:
+        if self.log_probabilities is None or self.entropy is None:
             return self.record
-        p = self.log_probabilities
-        # 0 * -inf, from a masked token, counts as 0.
-        entropy = -torch.nan_to_num(p.exp() * p, nan=0.0).sum(dim=-1)
-        stats = torch.full((len(p), 2), float("nan"))
-        stats[:, 0] = entropy
-        for request_id, first in self.record.stats_first.items():
-            for number, token in enumerate(sampled.get(request_id, ())):
-                stats[first + number, 1] = p[first + number, token]
-        r = self.record
-        return StepRecord(r.spans, r.masses, stats.numpy(), r.stats_first, r.entries, r.entries_first, r.forced_offset)
+        kept = [(first, sampled.get(name, ())) for name, first in self.record.stats_first.items()]
+        rows = _indices([(first, len(tokens)) for first, tokens in kept], self.entropy.device)
+        tokens = torch.tensor([token for _, each in kept for token in each], dtype=torch.int64).to(rows.device)
+        stats = torch.full((len(self.entropy), 2), torch.nan, device=rows.device)
+        stats[:, 0] = self.entropy
+        stats[rows, 1] = self.log_probabilities[rows, tokens]
+        return replace(self.record, stats=stats.cpu().numpy())
 
 
 def rows_needed(max_num_seqs: int, num_draft_tokens: int, max_batched_tokens: int, *, teacher_forced: bool) -> int:
     """Return how many rows one step can record at most."""
-    return int(
-        np.minimum(max_batched_tokens, max_batched_tokens if teacher_forced else max_num_seqs * (1 + num_draft_tokens))
-    )
+    sampled = max_num_seqs * (1 + num_draft_tokens)
+    return max_batched_tokens if teacher_forced else min(sampled, max_batched_tokens)

@@ -52,9 +52,9 @@ class _RecordForwarding(_BesideVllm):
             del self._forced[request_id]
         for request_id, offset in step.forced_offset.items():
             records = step.records(request_id)
-            gathered = self._forced.setdefault(request_id, [])
             if records is None or request_id not in self.requests:
                 continue
+            gathered = self._forced.setdefault(request_id, [])
             # A preempted prefill starts over: what it computes again replaces what it had computed.
             while gathered and sum(map(len, gathered)) > offset:
                 surplus = gathered.pop()

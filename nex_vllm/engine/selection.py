@@ -33,7 +33,7 @@ class Candidate:
             recorded.
         pos_mass: activation mass on good neurons (eq. 12); None without weights.
         abs_mass: activation mass on good and bad neurons (eq. 13); None without weights.
-        tot_mass: activation mass on all kept neurons.
+        tot_mass: activation mass on all kept neurons; None where not every token was recorded.
         num_tokens: tokens of the response, the end-of-sequence token included.
         finish_reason: vLLM's reason: ``stop``, ``length``, ``abort``, ``error``.
         text: the response as plain vLLM returns it.
@@ -46,7 +46,7 @@ class Candidate:
     score: float | None
     pos_mass: float | None
     abs_mass: float | None
-    tot_mass: float
+    tot_mass: float | None
     num_tokens: int
     finish_reason: str | None
     text: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nex_vllm.engine.options import FIELDS, RETURN_ALL, parse_options
+from nex_vllm.engine.options import FIELDS, parse_options
 from nex_vllm.engine.selection import Candidate, Selection
 from nex_vllm.errors import InputError
 
@@ -36,7 +36,13 @@ def nex_fields(extra_fields: Mapping[str, Any] | None, xargs: Mapping[str, Any] 
 def returns_one_choice(fields: Mapping[str, Any]) -> bool:
     """Whether a request with these fields gets the winner only."""
     options = parse_options(fields)
-    return options is not None and options.selector is not None and fields.get("nex_select") != RETURN_ALL
+    return options is not None and options.selector is not None and not options.return_all
+
+
+def returns_candidates(fields: Mapping[str, Any]) -> bool:
+    """Whether a request with these fields gets every candidate's text and tokens."""
+    options = parse_options(fields)
+    return options is not None and options.return_candidates
 
 
 def selection_body(selections: Sequence[Selection], *, with_candidates: bool) -> Any:

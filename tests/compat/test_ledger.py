@@ -19,7 +19,11 @@ def _resolve(target: str) -> Any:
     module, _, path = target.partition(":")
     found: Any = importlib.import_module(module)
     for part in path.split("."):
-        fields = getattr(found, "__struct_fields__", ()) or getattr(found, "_fields", ())
+        fields = (
+            *getattr(found, "__struct_fields__", ()),
+            *getattr(found, "_fields", ()),
+            *getattr(found, "__dataclass_fields__", ()),
+        )
         found = part if part in fields else getattr(found, part)
     return found
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +99,74 @@ def test_what_nex_cannot_run_under_is_refused(options: dict[str, Any], words: li
     assert all(word in str(error.value) for word in words)
 
 
+def test_a_configuration_object_that_is_no_mapping_is_left_to_vllm(shipped_model: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    class Opaque:
+        def compute_hash(self) -> str:
+            return "opaque"
+
+    arguments = EngineArgs(model=str(shipped_model), max_model_len=256)
+    arguments.additional_config = Opaque()  # type: ignore[assignment]
+    config = arguments.create_engine_config()
+    assert config.parallel_config.worker_cls == "vllm.v1.worker.cpu_worker.CPUWorker"
+
+
+def test_a_model_of_the_hub_is_checked_by_the_files_that_vllm_will_load(shipped_model: Path, tmp_path: Path) -> None:
+    from nex_vllm.engine.activation import local_folder
+    from nex_vllm.storage import model_fingerprint
+
+    # The hub's cache as a download leaves it.
+    repository = tmp_path / "models--org--countdown"
+    snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(shipped_model, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(model="org/countdown", revision=None),
+        load_config=SimpleNamespace(download_dir=str(tmp_path)),
+    )
+    assert model_fingerprint(local_folder(config)) == model_fingerprint(shipped_model)
+    config.model_config.model = "org/nowhere"
+    with pytest.raises(InputError, match="org/nowhere"):
+        local_folder(config)
+
+
+def _parsed(model: Path, *flags: str) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    import nex_vllm_plugin
+
+    nex_vllm_plugin.register()
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    arguments = parser.parse_args(["--model", str(model), *flags])
+    AsyncEngineArgs.from_cli_args(arguments)
+    return arguments
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--plugin", "nex", "--nex-weights", "w", "--additional-config", '{"other": 1}'],
+        ["--additional-config", '{"other": 1}', "--nex-weights", "w"],
+        ["--additional-config", '{"other": 1, "nex": {"weights": "w"}}'],
+    ],
+)
+def test_flags_and_additional_config_come_together_in_the_parsed_arguments(
+    flags: list[str], shipped_model: Path
+) -> None:
+    # In the arguments themselves, because vLLM hands these to further server processes.
+    expected = {"other": 1, "nex": {"weights": "w", "from_command_line": True}}
+    assert _parsed(shipped_model, *flags).additional_config == expected
+
+
+def test_settings_that_are_no_mapping_are_refused_by_name(shipped_model: Path) -> None:
+    assert _parsed(shipped_model, "--plugin", "nex", "--additional-config", '{"nex": "on"}').additional_config == {
+        "nex": "on"
+    }
+
+
 def test_registering_twice_is_a_no_op() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
@@ -114,6 +184,7 @@ def test_registering_twice_is_a_no_op() -> None:
         "import nex_vllm, vllm; P = vllm.SamplingParams",
         "import vllm, nex_vllm; P = vllm.SamplingParams",
         "import nex_vllm; from vllm import SamplingParams as P",
+        "import nex_vllm, importlib.util; importlib.util.find_spec('vllm'); import vllm; P = vllm.SamplingParams",
         "from nex_vllm import SamplingParams as P",
     ],
 )

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from nex_vllm import SamplingParams
+from nex_vllm.engine.candidates import FollowedCandidate
+from nex_vllm.engine.step import TokenRecords
 from tests.engine.conftest import ROW_TOKENS, TOP_K
 from tests.engine.reference import HookedModel, assert_same_sums
 
@@ -50,7 +52,38 @@ def test_a_prefill_in_chunks_records_the_last_position_once(engine: Any, shipped
             assert_same_sums(candidate.sums.keys, candidate.sums.masses, expected)
 
 
-def test_rejected_drafts_leave_no_trace(engine: Any, shipped_model: Any, prompts: Any) -> None:
+def test_a_given_response_in_chunks_and_preempted_is_recorded_once(
+    engine: Any, shipped_model: Any, shipped_weights: Any, prompts: Any
+) -> None:
+    llm = engine(
+        shipped_model,
+        {"weights": str(shipped_weights), "teacher_forced": True},
+        max_num_batched_tokens=64,
+        max_num_seqs=8,
+        num_gpu_blocks_override=18,
+        block_size=32,
+        enable_prefix_caching=False,
+    )
+    tokenizer = llm.get_tokenizer()
+    given = [tokenizer.encode(" ".join(prompts[i : i + 16])) for i in range(8)]
+    assert all(len(tokens) > 2 * 64 for tokens in given), "each prefill takes several steps"
+    params = SamplingParams(max_tokens=1, temperature=0, nex_response_start=20, nex_return_sums=True)
+    # Beside requests that generate and need the cache too, so that prefills are thrown out half-way.
+    generating = SamplingParams(max_tokens=100, ignore_eos=True, nex_return_sums=True)
+    requests = [{"prompt_token_ids": tokens} for tokens in given]
+    outputs = llm.generate(requests[:4] + prompts[:4] + requests[4:], [params] * 4 + [generating] * 4 + [params] * 4)
+    assert _counter(llm, "vllm:num_preemptions") > 0, "the cache was too small for all: somebody was preempted"
+    reference = HookedModel(shipped_model)
+    for output in outputs[:4] + outputs[8:]:
+        (candidate,) = output.nex.candidates
+        tokens = list(output.prompt_token_ids)
+        assert candidate.num_tokens == len(tokens) - 20
+        assert_same_sums(candidate.sums.keys, candidate.sums.masses, reference.sums(tokens[:20], tokens[20:], TOP_K))
+
+
+def test_rejected_drafts_and_tokens_past_a_stop_string_leave_no_trace(
+    engine: Any, shipped_model: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     llm = engine(
         shipped_model,
         NEX,
@@ -65,6 +98,20 @@ def test_rejected_drafts_leave_no_trace(engine: Any, shipped_model: Any, prompts
     outputs = llm.generate(prompts[:6], params)
     drafted, accepted = (_counter(llm, f"vllm:spec_decode_num_{kind}_tokens") for kind in ("draft", "accepted"))
     assert 0 < accepted < drafted, "some drafts were accepted and some rejected"
+    # With a stop string, tokens that came in the same step after it are cut by the front end.
+    stops = SamplingParams(
+        n=2, nex_return_sums=True, nex_return_rows=True, max_tokens=80, temperature=0.7, stop=[" = "]
+    )
+    cut = []
+    plain = FollowedCandidate.add
+
+    def counting_add(self: FollowedCandidate, packed: Any, num_tokens: int) -> None:
+        cut.append(len(TokenRecords.unpack(packed)) - num_tokens)
+        plain(self, packed, num_tokens)
+
+    monkeypatch.setattr(FollowedCandidate, "add", counting_add)
+    outputs += llm.generate(prompts[:30], stops)
+    assert max(cut) > 0, "records of tokens past a stop string reached the front end"
     reference = HookedModel(shipped_model)
     for output in outputs:
         for candidate in output.nex.candidates:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nex_vllm import InputError, SamplingParams
+from nex_vllm.algorithm.baselines import SELECTORS, CandidateTrace
 from nex_vllm.algorithm.scores import weighted_masses
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.storage.weights import load_weights
@@ -127,9 +129,10 @@ def test_a_stop_string_scores_exactly_the_tokens_that_are_returned(llm: Any, wei
 
 
 def _score_given(llm: Any, prompt: list[int], response: list[int]) -> Any:
-    params = SamplingParams(
-        max_tokens=1, temperature=0, nex_select=True, nex_response_start=len(prompt), detokenize=False
-    )
+    from vllm.sampling_params import SamplingParams as Plain
+
+    extra_args = {"nex_select": True, "nex_response_start": len(prompt)}
+    params = Plain(max_tokens=1, temperature=0, detokenize=False, extra_args=extra_args)
     (output,) = llm.generate({"prompt_token_ids": list(prompt) + list(response)}, params)
     (candidate,) = output.nex.candidates
     assert candidate.num_tokens == len(response)
@@ -159,7 +162,7 @@ def test_a_cached_prompt_scores_like_a_fresh_one(llm: Any, prompts: Any) -> None
         assert a.score == pytest.approx(b.score, abs=1e-6)
 
 
-@pytest.mark.parametrize("selector", ["length", "logprob", "hes", "hes_low", "top20_entropy", "random", "first"])
+@pytest.mark.parametrize("selector", ["length", "logprob", "hes", "hes_low", "top20_entropy", "first"])
 def test_baseline_selectors_choose_what_their_definition_says(selector: str, llm: Any, prompts: Any) -> None:
     params = SamplingParams(
         n=4, nex_select=selector, nex_return_rows=True, max_tokens=90, temperature=1.0, seed=13, logprobs=0
@@ -181,13 +184,26 @@ def test_baseline_selectors_choose_what_their_definition_says(selector: str, llm
         if selector in value:
             best = max(value[selector])
             assert value[selector][output.nex.selected] == pytest.approx(best, rel=1e-4)
-        else:
-            assert 0 <= output.nex.selected < 4
+
+
+def test_the_random_selector_chooses_by_the_name_of_the_request(llm: Any, prompts: Any) -> None:
+    params = SamplingParams(n=4, nex_select="random", max_tokens=4)
+    outputs = llm.generate(prompts[:1] * 24, params)
+    chosen = {output.nex.selected for output in outputs}
+    assert chosen == {0, 1, 2, 3}, "24 requests of different names spread over all candidates"
+    for output in outputs:
+        traces = [CandidateTrace(c.num_tokens, c.finish_reason) for c in output.nex.candidates]
+        again = SELECTORS["random"].select(traces, seed=zlib.crc32(output.request_id.encode()))
+        assert again == output.nex.selected
 
 
 @pytest.mark.parametrize(
     ("extra_args", "words"),
     [
+        ({"nex_response_start": 5, "nex_return_rows": True}, ["nex_return_rows"]),
+        ({"nex_response_start": 5, "nex_select": "logprob"}, ["log-probability"]),
+        ({"nex_response_start": 5000}, ["5000", "prompt + response"]),
+        ({"nex_checked": {"row_tokens": 8}}, ["nex_checked"]),
         ({"nex_select": "nonsense"}, ["nonsense", "logprob"]),
         ({"nex_select": 3}, ["nex_select", "3"]),
         ({"nex_selct": True}, ["nex_selct", "nex_select"]),
@@ -199,5 +215,21 @@ def test_a_wrong_request_is_refused_with_a_sentence(extra_args: Any, words: list
     from vllm.sampling_params import SamplingParams as Plain
 
     with pytest.raises(InputError) as error:
-        llm.generate(prompts[:1], Plain(n=2, extra_args=extra_args))
+        llm.generate(prompts[:1], Plain(n=1, max_tokens=1, extra_args=extra_args))
     assert all(word in str(error.value) for word in words)
+
+
+def test_a_given_response_needs_one_token_and_one_sample(llm: Any, prompts: Any) -> None:
+    for options in ({"max_tokens": 2}, {"max_tokens": 1, "n": 2}):
+        with pytest.raises(InputError, match="max_tokens"):
+            llm.generate(prompts[:1], SamplingParams(nex_response_start=3, **options))
+
+
+def test_a_given_response_that_was_computed_before_is_recorded_whole(llm: Any, prompts: Any) -> None:
+    # Longer than a cache block of 128 tokens, and given twice: the second time its positions are in the prefix cache.
+    tokens = llm.get_tokenizer().encode(" ".join(prompts[:20]))
+    assert len(tokens) > 300
+    first = _score_given(llm, tokens[:10], tokens[10:])
+    second = _score_given(llm, tokens[:10], tokens[10:])
+    assert second.tot_mass == pytest.approx(first.tot_mass, rel=1e-5)
+    assert second.score == pytest.approx(first.score, abs=1e-5)

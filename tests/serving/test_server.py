@@ -216,19 +216,54 @@ def test_requests_without_nex_are_served_as_by_plain_vllm(nex_server: str, shipp
     assert ours == plain
 
 
-def test_unusable_weights_end_the_command_with_a_sentence(shipped_model: Path, tmp_path: Path) -> None:
-    command = [
-        str(VLLM),
-        "serve",
-        str(shipped_model),
-        "--plugin",
-        "nex",
-        "--nex-weights",
-        str(tmp_path / "none.safetensors"),
-    ]
+def test_every_one_of_several_server_processes_knows_nex(
+    shipped_model: Path, shipped_weights: Path, tmp_path: Path
+) -> None:
+    flags = ["--plugin", "nex", "--nex-weights", str(shipped_weights), "--api-server-count", "2"]
+    request = {**SAMPLING, "prompt": "Make 33 from 8 9 3.", "max_tokens": 5}
+    with serve(shipped_model, *flags, log=tmp_path / "log") as address:
+        # A connection each, so that the kernel spreads them over both.
+        for _ in range(12):
+            answer = httpx.post(f"{address}/v1/completions", json={**request, "nex_select": True}, timeout=60)
+            assert len(answer.json()["choices"]) == 1
+            assert len(answer.json()["nex"]["candidates"]) == 3
+            answer = httpx.post(f"{address}/v1/completions", json={**request, "nex_selct": True}, timeout=60)
+            assert answer.status_code == 400
+    started = {
+        line.split("pid=")[1].split(")")[0]
+        for line in (tmp_path / "log").read_text().splitlines()
+        if "(ApiServer_" in line
+    }
+    assert len(started) == 2, "there were two server processes"
+
+
+def test_another_endpoint_with_a_wrong_field_is_a_400_too(nex_server: str) -> None:
+    request = {"model": "countdown", "input": "Make 33 from 8 9 3.", "vllm_xargs": {"nex_selct": True}}
+    answer = httpx.post(f"{nex_server}/v1/responses", json=request, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert "nex_selct" in answer.text
+
+
+def test_candidates_are_left_out_where_a_string_says_false(client: openai.OpenAI) -> None:
+    body = {"nex_select": "true", "nex_return_candidates": "false"}
+    answer = client.completions.create(prompt="Make 33 from 8 9 3.", extra_body=body, **SAMPLING)
+    nex: Any = answer.model_extra["nex"]  # type: ignore[index]
+    assert set(nex["candidates"][0]) == CANDIDATE_FIELDS
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--plugin", "nex", "--nex-weights", "/nowhere/none.safetensors"], "none.safetensors"),
+        (["--additional-config", '{"nex": {"weights": "/nowhere/none.safetensors"}}'], "none.safetensors"),
+        (["--plugin", "nex", "--additional-config", '{"nex": "on"}'], "mapping"),
+    ],
+)
+def test_unusable_settings_end_the_command_with_a_sentence(flags: list[str], word: str, shipped_model: Path) -> None:
+    command = [str(VLLM), "serve", str(shipped_model), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert "none.safetensors" in errors[0]
+    assert word in errors[0]
     assert "Traceback" not in done.stderr

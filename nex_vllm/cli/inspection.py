@@ -1,0 +1,117 @@
+"""Say what is in a weights file or an activation cache: `nex-vllm inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from nex_vllm.algorithm.rows import KEY_UNIT_BITS
+from nex_vllm.algorithm.weights import WeightAccumulator
+from nex_vllm.cli.report import Line, calibration_lines, number, progress, say, share, size, table
+from nex_vllm.errors import InputError
+from nex_vllm.storage import CacheReader, WeightsFile, load_weights
+from nex_vllm.storage.cache_meta import LOG_NAME, META_NAME, shard_paths
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+def run_inspect(path: Path) -> None:
+    """Print a summary of a weights file or of a cache.
+
+    Raises:
+        InputError: it is neither, or damaged.
+    """
+    if path.is_dir():
+        _inspect_cache(path)
+    elif path.exists():
+        _inspect_weights(path, load_weights(path))
+    else:
+        raise InputError(f"{path} does not exist; give a weights file or the directory of an activation cache")
+
+
+def _inspect_weights(path: Path, file: WeightsFile) -> None:
+    weights, meta = file.weights, file.meta
+    positive, negative, total = int((weights > 0).sum()), int((weights < 0).sum()), len(weights)
+    num_neurons = meta.num_layers * meta.intermediate_size
+    say(f"weights file {path}\n")
+    _print_words(
+        [
+            *((name, _plain(value)) for name, value in asdict(meta).items()),
+            ("size on disk", size(path.stat().st_size)),
+        ]
+    )
+    say()
+    _print(
+        [
+            ("neurons of the model", str(num_neurons)),
+            ("  with a weight", str(total), share(total, num_neurons)),
+            ("  positive", str(positive), share(positive, total)),
+            ("  negative", str(negative), share(negative, total)),
+            *((f"weight, {_quantile_name(q)}", number(float(np.quantile(weights, q)))) for q in QUANTILES if total),
+        ]
+    )
+    say()
+    layers = (file.keys >> np.uint32(KEY_UNIT_BITS)).astype(np.int64)
+    counts = np.bincount(layers, minlength=meta.num_layers)
+    good = np.bincount(layers[weights > 0], minlength=meta.num_layers)
+    lines: list[Line] = [("layer", "weights", "of its units", "positive")]
+    for layer, (count, plus) in enumerate(zip(counts.tolist(), good.tolist(), strict=True)):
+        lines.append((str(layer), str(count), share(count, meta.intermediate_size), share(plus, count)))
+    _print(lines)
+
+
+def _inspect_cache(path: Path) -> None:
+    reader = CacheReader(path)
+    num_entries = 0
+    accumulator = WeightAccumulator()
+    with progress(len(reader), "response") as bar:
+        for rows in reader.rows():
+            accumulator.add(rows)
+            num_entries += len(rows.keys)
+            bar.update()
+    summary = accumulator.summary()
+    files = [path / META_NAME, path / LOG_NAME, *shard_paths(path)]
+    on_disk = sum(file.stat().st_size for file in files if file.exists())
+    say(f"activation cache {path}\n")
+    endings: list[Line] = []
+    if (path / LOG_NAME).exists():
+        reasons = Counter(response.finish_reason or "unknown" for response in reader.responses())
+        endings = [(f"  ended by {reason}", str(count)) for reason, count in sorted(reasons.items())]
+    _print_words(
+        [
+            *((name, _plain(value)) for name, value in asdict(reader.meta).items()),
+            ("size on disk", size(on_disk)),
+        ]
+    )
+    say()
+    _print(
+        [
+            ("finished responses", str(len(reader))),
+            *endings,
+            ("entries", str(num_entries)),
+            ("  per row", number(num_entries / summary.num_rows, 1) if summary.num_rows else "-"),
+        ]
+    )
+    say("\nwith the default rho, min-run and credit:\n")
+    _print(calibration_lines(summary, reader.meta.row_tokens))
+
+
+def _print_words(lines: list[Line]) -> None:
+    for line in table(lines, numbers=None):
+        say(line)
+
+
+def _print(lines: list[Line]) -> None:
+    for line in table(lines):
+        say(line)
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _quantile_name(q: float) -> str:
+    return {0.0: "smallest", 0.5: "median", 1.0: "largest"}.get(q, f"{100 * q:.0f} % quantile")

@@ -1,0 +1,91 @@
+"""The model that a command names: where it is, and what must fit before it is loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nex_vllm.errors import InputError
+from nex_vllm.storage import model_fingerprint
+from nex_vllm.storage.readable import read_json_object, reason
+
+MAX_CONFIG_BYTES = 16 << 20
+
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+# What a text model needs: neither a second copy of the weights in another format nor pictures.
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model that has not been loaded.
+
+    Attributes:
+        name: as the user gave it.
+        folder: its local folder.
+        fingerprint: see `nex_vllm.storage.model_fingerprint`.
+        num_layers: decoder layers.
+        intermediate_size: units per layer.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+    num_layers: int
+    intermediate_size: int
+
+
+def find_model(name: str) -> ModelFacts:
+    """Return the facts of a model in a local folder or on the Hugging Face hub, which is then downloaded.
+
+    Raises:
+        InputError: there is no such model, or it has no gated MLP whose layers are all of one width.
+    """
+    folder = _folder(name)
+    fingerprint = model_fingerprint(folder)
+    num_layers, width = _shape(folder)
+    if not (isinstance(num_layers, int) and isinstance(width, int)):
+        raise InputError(
+            f"{name} has no gated MLP that NEX can read: its config.json gives num_hidden_layers {num_layers!r} and "
+            f"intermediate_size {width!r}, expected two whole numbers; give a dense model with gated MLPs"
+        )
+    return ModelFacts(name, folder, fingerprint, num_layers, width)
+
+
+def _folder(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not _HUB_ID.fullmatch(name):
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise InputError(f"the model {name} {what}; give a model's folder or its name on the Hugging Face hub")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub's client raises a dozen unrelated classes
+        raise InputError(
+            f"the model {name} is neither a local folder nor could it be had from the Hugging Face hub "
+            f"({reason(error)}); give a model's folder"
+        ) from None
+
+
+def _shape(folder: Path) -> tuple[object, object]:
+    """Return the numbers of layers and of units per layer, None where the configuration does not say.
+
+    Nearly every config.json names them; transformers, which takes seconds to import, knows the defaults of the others.
+    """
+    fields = ("num_hidden_layers", "intermediate_size")
+    config = read_json_object(folder / "config.json", MAX_CONFIG_BYTES, "a model's config.json", infinities=True)
+    text = config.get("text_config")
+    stated = text if isinstance(text, dict) else config
+    if all(field in stated for field in fields):
+        return stated[fields[0]], stated[fields[1]]
+    from transformers import AutoConfig
+
+    try:
+        known = AutoConfig.from_pretrained(folder).get_text_config()
+    except Exception as error:  # transformers raises whatever the file provokes
+        raise InputError(f"the configuration of the model {folder} cannot be read: {reason(error)}") from None
+    return getattr(known, fields[0], None), getattr(known, fields[1], None)

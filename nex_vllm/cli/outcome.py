@@ -1,0 +1,72 @@
+"""How a command ends: one sentence on stderr and an exit status, whatever happened."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nex_vllm.errors import InputError, NexError
+
+OK, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+COMMANDS = ("calibrate", "record", "score", "inspect", "demo")
+
+DEBUG_VARIABLE = "NEX_VLLM_TRACEBACK"
+"""Set to anything, it lets an unexpected error through with its traceback."""
+
+
+class InterruptedRunError(Exception):
+    """The user pressed Ctrl-C; the message says what was kept and how to continue."""
+
+
+def exit_status(app: Callable[..., Any], arguments: Sequence[str]) -> int:
+    """Run a typer application and turn whatever ends it into an exit status, with one sentence on stderr.
+
+    Args:
+        app: the application.
+        arguments: without the program's name.
+    """
+    try:
+        status = app(args=list(arguments), prog_name="nex-vllm", standalone_mode=False)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; what stdout still holds must not be flushed into the broken pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except Exception as error:
+        sentence, status = _described(error, arguments)
+        return _failed(sentence, status)
+    if status == INTERRUPTED:
+        return _failed("interrupted before anything was written; run the command again", INTERRUPTED)
+    return status if isinstance(status, int) else OK
+
+
+def _described(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
+    """Return what to say about an error and the exit status that goes with it."""
+    for kind, status in ((InterruptedRunError, INTERRUPTED), (InputError, BAD_INPUT), (NexError, FAILURE)):
+        if isinstance(error, kind):
+            return str(error), status
+    # Typer's own complaints about flags; recognised by their method, since older versions take click's class.
+    if hasattr(error, "format_message"):
+        return f"{error.format_message().rstrip('.')}; see `{_help_of(arguments)}`", BAD_INPUT
+    if os.environ.get(DEBUG_VARIABLE):
+        raise error
+    return (
+        f"{type(error).__name__}: {error}; this should not happen, set {DEBUG_VARIABLE}=1 and run again for the "
+        "traceback to report",
+        FAILURE,
+    )
+
+
+def _help_of(arguments: Sequence[str]) -> str:
+    first = arguments[0] if arguments else ""
+    return f"nex-vllm {first} --help" if first in COMMANDS else "nex-vllm --help"
+
+
+def _failed(message: str, status: int) -> int:
+    sentence = " ".join(message.split())
+    sys.stderr.write(f"error: {sentence}\n")
+    return status

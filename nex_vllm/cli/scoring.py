@@ -1,0 +1,173 @@
+"""Score given responses in teacher-forced passes: `nex-vllm score`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nex_vllm.algorithm.scores import model_score
+from nex_vllm.cli.model import ModelFacts, find_model
+from nex_vllm.cli.outcome import InterruptedRunError
+from nex_vllm.cli.report import note, number, progress, say
+from nex_vllm.cli.session import Ended, EngineRequest, Session
+from nex_vllm.errors import NexError
+from nex_vllm.storage import (
+    GivenResponse,
+    atomic_output,
+    check_fits,
+    check_writable_output,
+    load_weights,
+    read_responses,
+)
+
+RECORD_BYTES = 512 << 20
+MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 256, 8192
+_ITEM_BYTES = 2  # `dtype="auto"` is one of the two 16-bit types
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringPlan:
+    """What to score and where to put the scores."""
+
+    model: str
+    weights: Path
+    responses: Path
+    out: Path
+    force: bool
+    verbose: bool
+
+
+def batch_tokens(facts: ModelFacts) -> int:
+    """Return how many tokens a step may have, so that a record of all of them stays within `RECORD_BYTES`.
+
+    A teacher-forced pass records every position of a batch: 350,000 neurons take 700 kB a token.
+    """
+    fitting = RECORD_BYTES // (facts.num_layers * facts.intermediate_size * _ITEM_BYTES)
+    return min(max(fitting, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS)
+
+
+def run_score(plan: ScoringPlan) -> None:
+    """Score every response and write the output, whole or not at all.
+
+    Raises:
+        InputError: something given is unusable; found before the engine starts.
+        NexError: the engine failed, or not one response could be scored (the output is written then).
+        InterruptedRunError: Ctrl-C; nothing is written.
+    """
+    check_writable_output(plan.out, plan.force)
+    responses = read_responses(plan.responses)
+    weights = load_weights(plan.weights)
+    facts = find_model(plan.model)
+    check_fits(
+        weights,
+        model_fingerprint=facts.fingerprint,
+        num_layers=facts.num_layers,
+        intermediate_size=facts.intermediate_size,
+        top_k=weights.meta.top_k,
+        source=plan.weights,
+    )
+    try:
+        results = _scored(plan, facts, responses)
+    except (InterruptedRunError, KeyboardInterrupt):
+        raise InterruptedRunError(
+            f"interrupted: {plan.out} is not written; run the same command again to score from the start"
+        ) from None
+    with atomic_output(plan.out) as handle:
+        for response, result in zip(responses, results, strict=True):
+            handle.write(json.dumps({**response.fields, "nex": result}, ensure_ascii=False).encode() + b"\n")
+    scores = [result["score"] for result in results if result["score"] is not None]
+    unscored = [
+        (response, result) for response, result in zip(responses, results, strict=True) if result["score"] is None
+    ]
+    if unscored:
+        response, result = unscored[0]
+        note(
+            f"warning: {len(unscored)} of {len(responses)} responses have no score, the first on line {response.line}: "
+            f"{result['error']}"
+        )
+    if not scores:
+        raise NexError(f"no response could be scored; see the `error` of each line in {plan.out}")
+    say(
+        f"mean score {number(model_score(scores), 4)} over {len(scores)} responses (the model's score on these prompts)"
+    )
+    say(f"wrote {plan.out}")
+
+
+def _scored(plan: ScoringPlan, facts: ModelFacts, responses: list[GivenResponse]) -> list[dict[str, Any]]:
+    max_tokens = batch_tokens(facts)
+    session = Session(
+        facts.folder,
+        {"weights": str(plan.weights), "teacher_forced": True},
+        verbose=plan.verbose,
+        max_model_len=_room_for_full_context(facts.folder),
+        max_num_batched_tokens=max_tokens,
+        max_num_seqs=min(64, max_tokens),
+        enable_chunked_prefill=True,
+    )
+    results: dict[int, dict[str, Any]] = {}
+    with progress(len(responses), "response") as bar:
+        for ended in session.run(_requests(session, responses, results, bar)):
+            results[ended.subject] = _result(ended)
+            bar.update()
+    return [results[index] for index in range(len(responses))]
+
+
+def _requests(
+    session: Session, responses: list[GivenResponse], results: dict[int, dict[str, Any]], bar: Any
+) -> Iterator[EngineRequest]:
+    """Yield a request for each response that can be scored, and note in ``results`` why another cannot."""
+    from nex_vllm import SamplingParams
+
+    for index, response in enumerate(responses):
+        try:
+            prompt = session.prompt_tokens(response)
+            given = response.token_ids if response.text is None else session.response_tokens(response.text)
+        except ValueError as error:
+            problem = f"the prompt cannot be used: {' '.join(str(error).split())}"
+        else:
+            num_tokens = len(prompt) + len(given or ())
+            if prompt and given and num_tokens < session.context:
+                params = SamplingParams(
+                    max_tokens=1, temperature=0.0, detokenize=False, nex_select=True, nex_response_start=len(prompt)
+                )
+                yield EngineRequest(index, [*prompt, *given], params)
+                continue
+            problem = "the response is empty" if not given else "the prompt is empty"
+            if prompt and given:
+                problem = (
+                    f"prompt and response have {num_tokens} tokens, more than the model's context of "
+                    f"{session.context - 1}"
+                )
+        results[index] = {"score": None, "error": problem}
+        bar.update()
+
+
+def _result(ended: Ended) -> dict[str, Any]:
+    if ended.refusal is not None:
+        return {"score": None, "error": ended.refusal}
+    candidate = ended.output.nex.candidates[0]
+    if candidate.score is None:
+        return {"score": None, "error": "not every token was recorded, or an activation is not finite"}
+    return {name: getattr(candidate, name) for name in ("score", "pos_mass", "abs_mass", "tot_mass", "num_tokens")}
+
+
+def _room_for_full_context(folder: Path) -> int | None:
+    """Return a context one token longer than the model's, None where that would change the model.
+
+    A response that was cut off at the end of the context fills it, but vLLM takes no prompt without room for one more
+    token. That token is sampled and dropped: no position beyond the model's own is ever computed.
+    """
+    os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
+    from vllm.engine.arg_utils import EngineArgs
+
+    try:
+        config = EngineArgs(model=str(folder)).create_model_config()
+        scaling = getattr(config.hf_text_config, "rope_parameters", None) or {}
+        # These switch to other frequencies as a whole once the context is longer than the original one.
+        return None if "longrope" in str(scaling) else int(config.max_model_len) + 1
+    except Exception:  # what is wrong with the model is said when its engine is started
+        return None

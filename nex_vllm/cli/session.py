@@ -1,0 +1,180 @@
+"""An engine in this process, driven one step at a time, so that every response is delivered when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from nex_vllm.cli.outcome import InterruptedRunError
+from nex_vllm.cli.quiet import quiet_vllm
+from nex_vllm.cli.report import note
+from nex_vllm.errors import InputError, NexError
+from nex_vllm.storage import Prompt
+from nex_vllm.storage.readable import reason
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request to the engine.
+
+    Attributes:
+        subject: what the request is about; comes back with its end.
+        token_ids: the prompt.
+        params: vLLM's sampling parameters with the NEX keywords.
+    """
+
+    subject: Any
+    token_ids: list[int]
+    params: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """One request's end: vLLM's output, or the reason why the engine did not take it."""
+
+    subject: Any
+    output: Any = None
+    refusal: str | None = None
+
+
+class Session:
+    """A started engine with NEX on.
+
+    Args:
+        folder: the model's.
+        settings: NEX's own, for ``additional_config``.
+        verbose: let vLLM log and draw its bars.
+        engine: further engine arguments.
+
+    Raises:
+        InputError: NEX cannot work with this model or these settings.
+        NexError: the engine did not start.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, verbose: bool = False, **engine: Any) -> None:
+        note(f"starting the engine on {folder} ...")
+        quiet_vllm(verbose)
+        from vllm import LLM
+
+        from nex_vllm.engine.activation import is_active
+
+        try:
+            self._llm = LLM(
+                str(folder),
+                additional_config={"nex": settings},
+                disable_log_stats=True,
+                use_tqdm_on_load=verbose,
+                **engine,
+            )
+        except InputError:
+            raise
+        except Exception as error:
+            raise NexError(
+                f"vLLM could not start an engine on {folder} ({type(error).__name__}: {reason(error)}); run again with "
+                "--verbose for its own messages"
+            ) from error
+        if not is_active(self._llm.llm_engine.vllm_config):
+            raise NexError(
+                "vLLM did not load the plugin `nex`; take it into VLLM_PLUGINS, or unset that variable, and see that "
+                "nex-vllm is installed beside vLLM"
+            )
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and response may have together."""
+        return int(self._llm.model_config.max_model_len)
+
+    def prompt_tokens(self, prompt: Prompt) -> list[int]:
+        """Tokenise a prompt as vLLM's own entry points do: text as it stands, messages by the chat template.
+
+        Raises:
+            ValueError: it is longer than the context, or the model has no usable chat template.
+        """
+        from vllm.renderers import ChatParams
+
+        renderer = self._llm.renderer
+        if prompt.messages is None:
+            (rendered,) = renderer.render_cmpl([{"prompt": prompt.prompt}])
+        else:
+            chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
+            # The template writes the special tokens itself.
+            tokenization = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
+            _, (rendered,) = renderer.render_chat([prompt.messages], chat, tokenization)
+        return list(rendered["prompt_token_ids"])
+
+    def response_tokens(self, text: str) -> list[int]:
+        """Tokenise a response's text, without special tokens around it."""
+        return list(self._llm.get_tokenizer().encode(text, add_special_tokens=False))
+
+    def run(self, requests: Iterable[EngineRequest]) -> Iterator[Ended]:
+        """Serve requests and yield each when it ends; a bounded number is taken from ``requests`` ahead.
+
+        Ctrl-C is held back until a step is complete and its ended requests have been yielded; a second one is not.
+
+        Raises:
+            InterruptedRunError: Ctrl-C; every request that had ended was yielded before.
+            NexError: the engine failed.
+        """
+        engine = self._llm.llm_engine
+        ahead = 2 * engine.vllm_config.scheduler_config.max_num_seqs
+        waiting = iter(requests)
+        under_way: dict[str, Any] = {}
+        with _held_interrupt() as interrupted:
+            for number in range(1 << 62):
+                # Takes one request a turn until enough are ahead, then steps until there is room again.
+                request = next(waiting, None) if len(under_way) < ahead else None
+                if request is not None:
+                    try:
+                        engine.add_request(str(number), self._rendered(request.token_ids), request.params)
+                        under_way[str(number)] = request.subject
+                    except ValueError as error:
+                        yield Ended(request.subject, refusal=reason(error))
+                elif under_way:
+                    for output in _step(engine):
+                        if output.finished:
+                            yield Ended(under_way.pop(output.request_id), output)
+                else:
+                    return
+                if interrupted.is_set():
+                    raise InterruptedRunError("interrupted")
+
+    def _rendered(self, token_ids: list[int]) -> Any:
+        (rendered,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": token_ids}])
+        return rendered
+
+
+def _step(engine: Any) -> list[Any]:
+    try:
+        return list(engine.step())
+    except NexError:
+        raise
+    except Exception as error:
+        raise NexError(
+            f"the engine failed ({type(error).__name__}: {reason(error)}); run again with --verbose to see its messages"
+        ) from error
+
+
+@contextlib.contextmanager
+def _held_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that it does not tear a step or a write; the second acts at once."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def hold(_signum: int, _frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    plain = signal.signal(signal.SIGINT, hold)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, plain)

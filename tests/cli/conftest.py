@@ -1,0 +1,70 @@
+"""Commands run as a user runs them, on a copy of the shipped model that nobody else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+NEX_VLLM = [sys.executable, "-m", "nex_vllm.cli"]
+
+
+def command_environment() -> dict[str, str]:
+    """Return a user's environment: without the log level that the tests set for their own engines."""
+    return {name: value for name, value in os.environ.items() if name != "VLLM_LOGGING_LEVEL"}
+
+
+def write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(each) + "\n" for each in objects), encoding="utf-8")
+    return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def nex_vllm() -> Command:
+    """Return a function that runs ``nex-vllm`` with some arguments to its end."""
+
+    def run(*arguments: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*NEX_VLLM, *map(str, arguments)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=command_environment(),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def example(countdown: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the Countdown example: training may replace the original at any time."""
+    copy = tmp_path_factory.mktemp("example") / "countdown"
+    shutil.copytree(countdown, copy, ignore=shutil.ignore_patterns("*.py[co]", "__pycache__"))
+    return copy
+
+
+@pytest.fixture(scope="session")
+def model(example: Path) -> Path:
+    """Return the copy's model."""
+    return example / "model"
+
+
+@pytest.fixture(scope="session")
+def prompts(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a prompts file of ten problems."""
+    lines = read_lines(example / "calibration.jsonl")[:10]
+    return write_lines(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", lines)

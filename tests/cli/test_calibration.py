@@ -1,0 +1,225 @@
+"""Learning at once, through a cache, and in any order gives the same bytes; no engine is started here."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nex_vllm.cli import recording, session
+from nex_vllm.cli.app import app
+from nex_vllm.cli.outcome import exit_status
+from nex_vllm.cli.session import EngineRequest
+from nex_vllm.storage import CacheReader, load_weights
+from tests.cli.conftest import write_lines
+from tests.cli.recorded import ROW_TOKENS, TOP_K, recorded_rows, write_cache
+
+NUM_PROMPTS = 12
+FLAGS = ["--top-k", TOP_K, "--row-tokens", ROW_TOKENS]
+
+
+class FakeEngine:
+    """An engine whose requests end one per step in an order of its own, the response a function of the seed."""
+
+    def __init__(self, interrupt_after: int | None) -> None:
+        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=2))
+        self.under_way: list[tuple[str, Any]] = []
+        self.most_under_way = 0
+        self.num_ended = 0
+        self._interrupt_after = interrupt_after
+        self._random = random.Random(7)
+
+    def add_request(self, request_id: str, token_ids: list[int], params: Any) -> None:
+        if token_ids == [13]:
+            raise ValueError("no 13 please")
+        self.under_way.append((request_id, params))
+        self.most_under_way = max(self.most_under_way, len(self.under_way))
+
+    def step(self) -> Iterable[Any]:
+        request_id, params = self.under_way.pop(self._random.randrange(len(self.under_way)))
+        self.num_ended += 1
+        if self.num_ended == self._interrupt_after:
+            signal.raise_signal(signal.SIGINT)
+        rows = recorded_rows("0", params.seed)
+        candidate = SimpleNamespace(
+            rows=rows, token_ids=[5] * rows.num_tokens, text=f"text {params.seed}", finish_reason="stop"
+        )
+        return [SimpleNamespace(request_id=request_id, finished=True, nex=SimpleNamespace(candidates=[candidate]))]
+
+
+class FakeSession(session.Session):
+    """A session without vLLM; a prompt is as many tokens as it has letters."""
+
+    interrupt_after: int | None = None
+    last: FakeEngine
+
+    def __init__(self, *args: object, **settings: object) -> None:
+        type(self).last = FakeEngine(self.interrupt_after)
+        self._llm = SimpleNamespace(
+            llm_engine=self.last, model_config=SimpleNamespace(max_model_len=1000), renderer=self
+        )
+
+    def render_cmpl(self, prompts: list[dict[str, Any]]) -> Iterator[Any]:
+        return iter([prompts[0]["prompt_token_ids"]])
+
+    def prompt_tokens(self, prompt: Any) -> list[int]:
+        return [1] * len(prompt.prompt)
+
+
+def requested(token_ids: list[int]) -> EngineRequest:
+    return EngineRequest("subject", token_ids, SimpleNamespace(seed=1))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
+    monkeypatch.setattr(recording, "Session", FakeSession)
+    monkeypatch.setattr(FakeSession, "interrupt_after", None)
+    return FakeSession
+
+
+@pytest.fixture
+def given(tmp_path: Path, model: Path) -> list[object]:
+    prompts = write_lines(tmp_path / "p.jsonl", [{"prompt": "x" * (n + 1)} for n in range(NUM_PROMPTS)])
+    return [model, "--prompts", prompts, *FLAGS]
+
+
+def run(*arguments: object) -> int:
+    return exit_status(app, [str(argument) for argument in arguments])
+
+
+def content(path: Path) -> bytes:
+    file = load_weights(path)
+    assert len(file.keys) > 100
+    return file.keys.tobytes() + file.weights.tobytes()
+
+
+def test_one_go_equals_recording_first(fake: type[FakeSession], given: list[object], tmp_path: Path) -> None:
+    direct, through, later = (tmp_path / name for name in ("direct", "through", "later"))
+    assert run("calibrate", *given, "--out", direct) == 0
+    assert run("calibrate", *given, "--out", through, "--cache", tmp_path / "cache") == 0
+    assert run("calibrate", "--from-cache", tmp_path / "cache", "--out", later) == 0
+    assert content(direct) == content(through) == content(later)
+    assert load_weights(direct).meta == load_weights(through).meta == load_weights(later).meta
+
+
+def test_order_of_the_responses_does_not_change_a_byte_of_the_weights(tmp_path: Path) -> None:
+    responses = [recorded_rows(f"r{n}", n) for n in range(NUM_PROMPTS)]
+    weights = []
+    for number in range(5):
+        random.Random(number).shuffle(responses)
+        cache = write_cache(tmp_path / f"cache{number}", responses)
+        assert run("calibrate", "--from-cache", cache, "--out", tmp_path / f"w{number}") == 0
+        weights.append(content(tmp_path / f"w{number}"))
+    assert len(set(weights)) == 1
+
+
+def test_every_sample_has_an_id_and_a_seed_of_its_own(
+    fake: type[FakeSession], given: list[object], tmp_path: Path
+) -> None:
+    assert run("record", *given, "--cache", tmp_path / "cache", "--samples", 3, "--seed", 100) == 0
+    texts = {response.id: response.text for response in CacheReader(tmp_path / "cache").responses()}
+    expected = {f"{line}-{k}": f"text {100 + 3 * (line - 1) + k}" for line in range(1, 13) for k in range(3)}
+    assert texts == expected
+    assert fake.last.most_under_way == 4, "a bounded number is in flight"
+
+
+def test_interrupted_recording_keeps_what_had_ended_and_goes_on(
+    fake: type[FakeSession], given: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, undisturbed = tmp_path / "cache", tmp_path / "undisturbed"
+    fake.interrupt_after = 5
+    assert run("record", *given, "--cache", cache) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: interrupted: 5 of 12 responses are kept in {cache}; run the same command again to record the other 7"
+    )
+    assert len(CacheReader(cache)) == 5
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    fake.interrupt_after = None
+    assert run("record", *given, "--cache", cache) == 0
+    assert fake.last.num_ended == 7
+    assert run("record", *given, "--cache", undisturbed) == 0
+    one, other = ({r.id: r for r in CacheReader(path).responses()} for path in (cache, undisturbed))
+    assert one == other
+    for path in (cache, undisturbed):
+        assert run("calibrate", "--from-cache", path, "--out", path.with_suffix(".w")) == 0
+    assert content(cache.with_suffix(".w")) == content(undisturbed.with_suffix(".w"))
+
+
+def test_interrupted_before_anything_ended_leaves_nothing(
+    fake: type[FakeSession], given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeSession, "__init__", interrupted)
+    assert run("record", *given, "--cache", tmp_path / "cache") == 130
+    assert run("calibrate", *given, "--out", tmp_path / "w") == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_interrupted_calibration_without_a_cache_says_that_nothing_is_kept(
+    fake: type[FakeSession], given: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.interrupt_after = 5
+    assert run("calibrate", *given, "--out", tmp_path / "w") == 130
+    assert "nothing is kept; with --cache DIR" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "w").exists()
+
+
+def test_prompt_too_long_for_the_context_is_named_before_anything_is_sampled(
+    fake: type[FakeSession], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = write_lines(tmp_path / "p.jsonl", [{"prompt": "fits"}, {"prompt": "x" * 1000}])
+    assert run("record", model, "--prompts", prompts, *FLAGS, "--cache", tmp_path / "cache") == 2
+    assert f"{prompts}:2: the prompt has 1000 tokens, expected 1 to 999" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_refused_request_does_not_stop_the_others() -> None:
+    ended = list(FakeSession().run([requested([1]), requested([13]), requested([2])]))
+    assert sorted(end.refusal or "ended" for end in ended) == ["ended", "ended", "no 13 please"]
+
+
+@pytest.mark.parametrize(("num_rows", "reason"), [(3, "no response has a cycle"), (9, "no weights: ")])
+def test_responses_without_evidence_write_no_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_rows: int, reason: str
+) -> None:
+    cache = write_cache(tmp_path / "cache", [recorded_rows("a", 1, num_rows), recorded_rows("b", 2, 2)])
+    assert run("calibrate", "--from-cache", cache, "--out", tmp_path / "w") == 1
+    captured = capsys.readouterr()
+    assert reason in captured.err
+    assert f"the longest of 2 responses has {num_rows} rows of 8 tokens" in captured.err
+    assert "--row-tokens" in captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "w").exists()
+
+
+def test_report_lays_the_summary_beside_the_papers_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = write_cache(tmp_path / "cache", [recorded_rows(f"r{n}", n) for n in range(3)])
+    assert run("calibrate", "--from-cache", cache, "--out", tmp_path / "w", "--credit", "all_active") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for words in (["responses", "3"], ["rows of 8 tokens", "120"], ["E rows", "0.277"], ["X rows", "0.177"], ["0.43"]):
+        assert any(all(word in line for word in words) for line in lines), words
+    assert max(map(len, lines)) <= 100
+    assert load_weights(tmp_path / "w").meta.credit == "all_active"
+
+
+def test_inspect_says_what_is_in_weights_and_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = write_cache(tmp_path / "cache", [recorded_rows(f"r{n}", n) for n in range(3)])
+    assert run("calibrate", "--from-cache", cache, "--out", tmp_path / "w") == 0
+    capsys.readouterr()
+    assert run("inspect", tmp_path / "w") == 0
+    shown = capsys.readouterr().out
+    file = load_weights(tmp_path / "w")
+    for words in ("credit introduced", f"with a weight {len(file.keys)} ", "row_tokens 8", "num_responses 3"):
+        assert words in " ".join(shown.split()), words
+    assert shown.splitlines()[-4].split()[:2] == ["0", str(int((file.keys < 1 << 16).sum()))]
+    assert run("inspect", cache) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for expected in ("finished responses 3", "ended by stop 3", "rows of 8 tokens 120", "top_k 24", "tokens 960"):
+        assert expected in words, expected

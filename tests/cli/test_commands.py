@@ -1,0 +1,164 @@
+"""The commands on real engines: five are started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nex_vllm.algorithm import NeuronWeights, weighted_masses
+from nex_vllm.storage import CacheReader, load_weights
+from tests.cli.conftest import NEX_VLLM, Command, command_environment, read_lines, write_lines
+
+pytestmark = pytest.mark.engine
+
+# The constant is the only thing that differs from `nex-vllm demo`.
+DEMO = """
+import sys
+from pathlib import Path
+from nex_vllm.cli import demo, main
+demo.EXAMPLE = Path(sys.argv[1])
+main(["demo", "--problems", "6", "--out", sys.argv[2]])
+"""
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Compare contents byte for byte; the safetensors library writes its metadata in any order."""
+    first, second = load_weights(one), load_weights(other)
+    assert first.keys.tobytes() == second.keys.tobytes()
+    assert first.weights.tobytes() == second.weights.tobytes()
+    assert first.meta == second.meta
+
+
+@pytest.fixture(scope="module")
+def demo(example: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Run the demo once; return its output folder and what it printed."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", DEMO, str(example), str(out)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=command_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_demo_shows_candidates_and_says_how_often_it_was_right(
+    demo: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, done = demo
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("  ->") for line in lines) == 5
+    assert sum(line.startswith("Problem ") for line in lines) == 5
+    assert any("over n = 6 problems" in line for line in lines)
+    assert max(len(line) for line in lines if "/" not in line) <= 100
+    candidates = read_lines(out / "candidates.jsonl")
+    assert len(candidates) == 18
+    for problem in range(6):
+        group = candidates[3 * problem : 3 * problem + 3]
+        best = max(group, key=lambda each: each["score"])
+        assert [each["chosen"] for each in group] == [each is best for each in group]
+
+
+def test_vllm_does_not_drown_the_output(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    for line in demo[1].stderr.replace("\r", "\n").splitlines():
+        assert not line.strip() or line.startswith("starting the engine on") or "response" in line or "problem" in line
+
+
+def test_calibration_in_one_go_equals_from_cache(
+    demo: tuple[Path, subprocess.CompletedProcess[str]], nex_vllm: Command, tmp_path: Path
+) -> None:
+    out, _ = demo
+    done = nex_vllm("calibrate", "--from-cache", out / "cache", "--out", tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(tmp_path / "w", out / "weights.safetensors")
+
+
+def test_scores_of_given_responses_are_those_of_their_generation(
+    demo: tuple[Path, subprocess.CompletedProcess[str]], nex_vllm: Command, model: Path, tmp_path: Path
+) -> None:
+    """The rows of the cache add up to the masses too, and a response that cannot be scored stops nothing."""
+    out, _ = demo
+    candidates = read_lines(out / "candidates.jsonl")
+    reader = CacheReader(out / "cache")
+    recorded = [
+        {"id": response.id, "prompt": response.prompt, "response_token_ids": response.token_ids}
+        for response in reader.responses()
+    ]
+    prompt = candidates[0]["prompt"]
+    others = [
+        {"prompt": prompt, "response": "Answer: ( 8 * 10 ) - 9", "note": "kept"},
+        {"messages": [{"role": "user", "content": prompt}], "response": "Answer: ( 8 * 10 ) - 9"},
+        {"prompt": prompt, "response_token_ids": [5] * 600},
+        {"prompt": prompt, "response_token_ids": [5, 100_000]},
+    ]
+    given = write_lines(tmp_path / "responses.jsonl", [*candidates, *recorded, *others])
+    weights = out / "weights.safetensors"
+    done = nex_vllm("score", model, "--weights", weights, "--responses", given, "--out", tmp_path / "scores.jsonl")
+    assert done.returncode == 0, done.stderr
+    lines = read_lines(tmp_path / "scores.jsonl")
+    results = [line.pop("nex") for line in lines]
+    assert lines == read_lines(given)
+
+    for candidate, result in zip(candidates, results[:18], strict=True):
+        assert abs(candidate["score"] - result["score"]) < 1e-3
+        assert result["num_tokens"] == len(candidate["response_token_ids"])
+
+    file = load_weights(weights)
+    by_id = dict(zip([each["id"] for each in recorded], results[18:-4], strict=True))
+    for rows in reader.rows():
+        masses = weighted_masses(rows.keys, rows.masses, NeuronWeights(file.keys, file.weights))
+        result = by_id[rows.response]
+        expected = [result[name] for name in ("score", "pos_mass", "abs_mass", "tot_mass")]
+        assert np.allclose([masses.score, masses.pos, masses.abs, masses.tot], expected, rtol=1e-3)
+        assert rows.num_tokens == result["num_tokens"]
+
+    text, chat, too_long, no_token = results[-4:]
+    assert text["score"] == pytest.approx(chat["score"], abs=1e-3)
+    assert too_long["score"] is None
+    assert "context of 512" in too_long["error"]
+    assert no_token["score"] is None
+    assert no_token["error"]
+    assert "warning: 2 of 82 responses have no score" in done.stderr.splitlines()[-1]
+    mean = np.mean([result["score"] for result in results if result["score"] is not None])
+    assert f"mean score {mean:.4f} over 80 responses" in done.stdout
+
+
+def test_recording_stopped_by_ctrl_c_goes_on_where_it_was(
+    nex_vllm: Command, model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    cache, weights = tmp_path / "cache", tmp_path / "weights.safetensors"
+    flags = ["--prompts", prompts, "--cache", cache, "--top-k", "24", "--row-tokens", "8", "--max-tokens", "480"]
+    process = subprocess.Popen(
+        [*NEX_VLLM, *map(str, ["record", model, *flags])], stderr=subprocess.PIPE, text=True, env=command_environment()
+    )
+    listed = cache / "responses.jsonl"
+    deadline = time.monotonic() + 400
+    while process.poll() is None and time.monotonic() < deadline and not (listed.exists() and listed.stat().st_size):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    kept = list(CacheReader(cache).responses())
+    assert 0 < len(kept) < 10, "something had ended and something had not"
+    assert stderr.splitlines()[-1].startswith(f"error: interrupted: {len(kept)} of 10 responses are kept in {cache}; ")
+    assert "Traceback" not in stderr
+
+    done = nex_vllm("calibrate", model, *flags, "--out", weights)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(kept)} of 10 responses are in {cache} already" in done.stderr
+    finished = list(CacheReader(cache).responses())
+    assert finished[: len(kept)] == kept
+    assert {response.id for response in finished} == {line["id"] for line in read_lines(prompts)}
+    again = nex_vllm("calibrate", "--from-cache", cache, "--out", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert_same_weights(tmp_path / "again", weights)
