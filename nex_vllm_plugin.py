@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from typing import Any
 
 CONFIG_KEY = "nex"
@@ -27,10 +28,13 @@ def _fold_flags(args: argparse.Namespace) -> None:
     if not isinstance(config, dict) or not (given or getattr(args, "nex_plugin", None) or CONFIG_KEY in config):
         return
     settings = config.get(CONFIG_KEY) or {}
-    if isinstance(settings, dict):
-        # On a command line an unusable setting ends in one sentence and exit status 2, not in a traceback.
-        settings = {**settings, **given, "from_command_line": True}
-    args.additional_config = {**config, CONFIG_KEY: settings}
+    # On a command line an unusable setting ends in one sentence and exit status 2, not in a traceback.
+    if not isinstance(settings, dict):
+        sys.stderr.write(
+            f'error: additional_config["{CONFIG_KEY}"] is {settings!r}, but must be a mapping of settings.\n'
+        )
+        raise SystemExit(2)
+    args.additional_config = {**config, CONFIG_KEY: {**settings, **given, "from_command_line": True}}
 
 
 def _accept_flags(engine_args: Any) -> None:

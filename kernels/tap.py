@@ -19,12 +19,12 @@ def tap_naive(h: Tensor, slots: Tensor, record: Tensor, offset: int) -> None:
     Args:
         h: [tokens, width], one layer's finished product ``act(g) * u``.
         slots: int32 [at least tokens], record row of each batch row, -1 to skip it.
-        record: [slots, neurons], dtype of ``h``, written in place.
+        record: [slots + 1, neurons], dtype of ``h``, written in place; what the last row holds afterwards is nobody's.
         offset: the layer's first column.
     """
-    wanted = torch.nonzero(slots[: h.shape[0]] >= 0).squeeze(1)
-    if len(wanted):
-        record[slots[wanted].long(), offset : offset + h.shape[1]] = h[wanted]
+    # Every row is written somewhere: shapes depend on no data, so a graph can be captured and nothing waits.
+    index = torch.where(slots[: h.shape[0]] < 0, record.shape[0] - 1, slots[: h.shape[0]])
+    record[:, offset : offset + h.shape[1]].index_copy_(0, index.long(), h)
 
 
 def _tap_without_data(h: Tensor, slots: Tensor, record: Tensor, offset: int) -> None:

@@ -14,9 +14,7 @@ def quiet_vllm(verbose: bool) -> None:
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
-    # The CPU backend would take nearly all memory for its cache, and refuse to start where others have some of it; GPUs
-    # do not read this. 4 GiB hold tens of thousands of tokens of a model that a CPU can serve.
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_cpu_cache_gib()))
     if verbose:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -24,3 +22,12 @@ def quiet_vllm(verbose: bool) -> None:
     # vLLM warns while it is imported, before it sets its own logging up.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     warnings.simplefilter("ignore")
+
+
+def _cpu_cache_gib() -> int:
+    """Return a quarter of the machine's memory, 1 to 16 GiB, for vLLM's cache on CPUs; GPUs do not read it.
+
+    By itself the CPU backend asks for nearly all memory, and refuses to start where other programs have some of it.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(max(total >> 32, 1), 16)

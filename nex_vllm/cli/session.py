@@ -16,7 +16,6 @@ from nex_vllm.cli.quiet import quiet_vllm
 from nex_vllm.cli.report import note
 from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage import Prompt
-from nex_vllm.storage.readable import reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +75,8 @@ class Session:
             raise
         except Exception as error:
             raise NexError(
-                f"vLLM could not start an engine on {folder} ({type(error).__name__}: {reason(error)}); run again with "
-                "--verbose for its own messages"
+                f"vLLM could not start an engine on {folder} ({_words(error)}); run again with --verbose for its own "
+                "messages"
             ) from error
         if not is_active(self._llm.llm_engine.vllm_config):
             raise NexError(
@@ -96,16 +95,20 @@ class Session:
         Raises:
             ValueError: it is longer than the context, or the model has no usable chat template.
         """
+        from vllm.exceptions import VLLMClientError
         from vllm.renderers import ChatParams
 
         renderer = self._llm.renderer
-        if prompt.messages is None:
-            (rendered,) = renderer.render_cmpl([{"prompt": prompt.prompt}])
-        else:
-            chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
-            # The template writes the special tokens itself.
-            tokenization = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
-            _, (rendered,) = renderer.render_chat([prompt.messages], chat, tokenization)
+        try:
+            if prompt.messages is None:
+                (rendered,) = renderer.render_cmpl([{"prompt": prompt.prompt}])
+            else:
+                chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
+                # The template writes the special tokens itself.
+                tokenization = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
+                _, (rendered,) = renderer.render_chat([prompt.messages], chat, tokenization)
+        except VLLMClientError as error:
+            raise ValueError(str(error)) from error
         return list(rendered["prompt_token_ids"])
 
     def response_tokens(self, text: str) -> list[int]:
@@ -121,6 +124,8 @@ class Session:
             InterruptedRunError: Ctrl-C; every request that had ended was yielded before.
             NexError: the engine failed.
         """
+        from vllm.exceptions import VLLMClientError
+
         engine = self._llm.llm_engine
         ahead = 2 * engine.vllm_config.scheduler_config.max_num_seqs
         waiting = iter(requests)
@@ -133,8 +138,8 @@ class Session:
                     try:
                         engine.add_request(str(number), self._rendered(request.token_ids), request.params)
                         under_way[str(number)] = request.subject
-                    except ValueError as error:
-                        yield Ended(request.subject, refusal=reason(error))
+                    except (ValueError, VLLMClientError) as error:
+                        yield Ended(request.subject, refusal=_words(error))
                 elif under_way:
                     for output in _step(engine):
                         if output.finished:
@@ -149,15 +154,19 @@ class Session:
         return rendered
 
 
+def _words(error: Exception) -> str:
+    """Return an error of vLLM's in one line of bounded length."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 400 else text[:397] + '...'}"
+
+
 def _step(engine: Any) -> list[Any]:
     try:
         return list(engine.step())
     except NexError:
         raise
     except Exception as error:
-        raise NexError(
-            f"the engine failed ({type(error).__name__}: {reason(error)}); run again with --verbose to see its messages"
-        ) from error
+        raise NexError(f"the engine failed ({_words(error)}); run again with --verbose for its own messages") from error
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ _FOLLOWED = "nex_followed"
 _GROUP = "nex_group"
 
 
-class RefusedRequestError(InputError, VLLMValidationError):
+class RefusedRequestError(VLLMValidationError, InputError):
     """A request that this engine cannot serve; vLLM's own entry points turn it into a 400."""
 
 

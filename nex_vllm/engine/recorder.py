@@ -180,7 +180,8 @@ class Recorder:
 
 def _indices(spans: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
     """Return the rows of spans ``(first, count)`` one after the other, int64."""
-    rows = np.concatenate([np.arange(first, first + count) for first, count in spans])
+    ranges = [np.arange(first, first + count) for first, count in spans]
+    rows = np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
     return torch.from_numpy(rows).to(device)
 
 

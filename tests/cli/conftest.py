@@ -15,12 +15,17 @@ import pytest
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
+NUM_CALIBRATION = 16
 NEX_VLLM = [sys.executable, "-m", "nex_vllm.cli"]
 
 
 def command_environment() -> dict[str, str]:
-    """Return a user's environment: without the log level that the tests set for their own engines."""
-    return {name: value for name, value in os.environ.items() if name != "VLLM_LOGGING_LEVEL"}
+    """Return a user's environment: without the log level that the tests set for their own engines.
+
+    One thread: the model is tiny, and on busy cores several would mostly wait for each other.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_LOGGING_LEVEL"}
+    return {**environment, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 
 def write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> Path:
@@ -51,9 +56,12 @@ def nex_vllm() -> Command:
 
 @pytest.fixture(scope="session")
 def example(countdown: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the Countdown example: training may replace the original at any time."""
+    """Return a copy of the Countdown example, shortened: training may replace the original at any time."""
     copy = tmp_path_factory.mktemp("example") / "countdown"
     shutil.copytree(countdown, copy, ignore=shutil.ignore_patterns("*.py[co]", "__pycache__"))
+    write_lines(copy / "calibration.jsonl", read_lines(copy / "calibration.jsonl")[:NUM_CALIBRATION])
+    settings = json.loads((copy / "settings.json").read_text())
+    (copy / "settings.json").write_text(json.dumps({**settings, "max_tokens": 320}))
     return copy
 
 

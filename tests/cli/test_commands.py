@@ -14,7 +14,7 @@ import pytest
 
 from nex_vllm.algorithm import NeuronWeights, weighted_masses
 from nex_vllm.storage import CacheReader, load_weights
-from tests.cli.conftest import NEX_VLLM, Command, command_environment, read_lines, write_lines
+from tests.cli.conftest import NEX_VLLM, NUM_CALIBRATION, Command, command_environment, read_lines, write_lines
 
 pytestmark = pytest.mark.engine
 
@@ -94,6 +94,7 @@ def test_scores_of_given_responses_are_those_of_their_generation(
         {"id": response.id, "prompt": response.prompt, "response_token_ids": response.token_ids}
         for response in reader.responses()
     ]
+    assert len(recorded) == NUM_CALIBRATION
     prompt = candidates[0]["prompt"]
     others = [
         {"prompt": prompt, "response": "Answer: ( 8 * 10 ) - 9", "note": "kept"},
@@ -128,16 +129,16 @@ def test_scores_of_given_responses_are_those_of_their_generation(
     assert "context of 512" in too_long["error"]
     assert no_token["score"] is None
     assert no_token["error"]
-    assert "warning: 2 of 82 responses have no score" in done.stderr.splitlines()[-1]
+    assert "warning: 2 of 38 responses have no score" in done.stderr.splitlines()[-1]
     mean = np.mean([result["score"] for result in results if result["score"] is not None])
-    assert f"mean score {mean:.4f} over 80 responses" in done.stdout
+    assert f"mean score {mean:.4f} over 36 responses" in done.stdout
 
 
 def test_recording_stopped_by_ctrl_c_goes_on_where_it_was(
     nex_vllm: Command, model: Path, prompts: Path, tmp_path: Path
 ) -> None:
     cache, weights = tmp_path / "cache", tmp_path / "weights.safetensors"
-    flags = ["--prompts", prompts, "--cache", cache, "--top-k", "24", "--row-tokens", "8", "--max-tokens", "480"]
+    flags = ["--prompts", prompts, "--cache", cache, "--top-k", "24", "--row-tokens", "8", "--max-tokens", "320"]
     process = subprocess.Popen(
         [*NEX_VLLM, *map(str, ["record", model, *flags])], stderr=subprocess.PIPE, text=True, env=command_environment()
     )

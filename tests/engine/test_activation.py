@@ -161,10 +161,13 @@ def test_flags_and_additional_config_come_together_in_the_parsed_arguments(
     assert _parsed(shipped_model, *flags).additional_config == expected
 
 
-def test_settings_that_are_no_mapping_are_refused_by_name(shipped_model: Path) -> None:
-    assert _parsed(shipped_model, "--plugin", "nex", "--additional-config", '{"nex": "on"}').additional_config == {
-        "nex": "on"
-    }
+def test_settings_that_are_no_mapping_end_the_command_with_a_sentence(
+    shipped_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        _parsed(shipped_model, "--plugin", "nex", "--additional-config", '{"nex": "on"}')
+    assert end.value.code == 2
+    assert "'on', but must be a mapping" in capsys.readouterr().err
 
 
 def test_registering_twice_is_a_no_op() -> None:

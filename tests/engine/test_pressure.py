@@ -59,8 +59,10 @@ def test_a_given_response_in_chunks_and_preempted_is_recorded_once(
         shipped_model,
         {"weights": str(shipped_weights), "teacher_forced": True},
         max_num_batched_tokens=64,
+        # Several prefills advance side by side, so that they need more room together than there is.
+        long_prefill_token_threshold=20,
         max_num_seqs=8,
-        num_gpu_blocks_override=18,
+        num_gpu_blocks_override=20,
         block_size=32,
         enable_prefix_caching=False,
     )
@@ -68,13 +70,10 @@ def test_a_given_response_in_chunks_and_preempted_is_recorded_once(
     given = [tokenizer.encode(" ".join(prompts[i : i + 16])) for i in range(8)]
     assert all(len(tokens) > 2 * 64 for tokens in given), "each prefill takes several steps"
     params = SamplingParams(max_tokens=1, temperature=0, nex_response_start=20, nex_return_sums=True)
-    # Beside requests that generate and need the cache too, so that prefills are thrown out half-way.
-    generating = SamplingParams(max_tokens=100, ignore_eos=True, nex_return_sums=True)
-    requests = [{"prompt_token_ids": tokens} for tokens in given]
-    outputs = llm.generate(requests[:4] + prompts[:4] + requests[4:], [params] * 4 + [generating] * 4 + [params] * 4)
+    outputs = llm.generate([{"prompt_token_ids": tokens} for tokens in given], params)
     assert _counter(llm, "vllm:num_preemptions") > 0, "the cache was too small for all: somebody was preempted"
     reference = HookedModel(shipped_model)
-    for output in outputs[:4] + outputs[8:]:
+    for output in outputs:
         (candidate,) = output.nex.candidates
         tokens = list(output.prompt_token_ids)
         assert candidate.num_tokens == len(tokens) - 20
@@ -94,14 +93,14 @@ def test_rejected_drafts_and_tokens_past_a_stop_string_leave_no_trace(
             "prompt_lookup_min": 1,
         },
     )
-    params = SamplingParams(n=2, nex_return_sums=True, nex_return_rows=True, max_tokens=80, seed=6, temperature=0.7)
-    outputs = llm.generate(prompts[:6], params)
+    # Greedy: with a temperature, vLLM 0.32's CPU backend samples nonsense where there are drafts, NEX or not.
+    common = {"temperature": 0, "nex_return_sums": True, "nex_return_rows": True, "max_tokens": 80}
+    outputs = llm.generate(prompts[:6], SamplingParams(**common))
     drafted, accepted = (_counter(llm, f"vllm:spec_decode_num_{kind}_tokens") for kind in ("draft", "accepted"))
     assert 0 < accepted < drafted, "some drafts were accepted and some rejected"
     # With a stop string, tokens that came in the same step after it are cut by the front end.
-    stops = SamplingParams(
-        n=2, nex_return_sums=True, nex_return_rows=True, max_tokens=80, temperature=0.7, stop=[" = "]
-    )
+    # Late enough for the word to have been drafted from its first occurrences.
+    stops = SamplingParams(**common, min_tokens=40, stop=[" not"])
     cut = []
     plain = FollowedCandidate.add
 

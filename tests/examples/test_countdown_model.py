@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -127,6 +128,16 @@ def test_learning_rate_is_independent_of_the_run_length_until_the_descent() -> N
     assert learning_rate(999, 1000, 1.0) < learning_rate(800, 1000, 1.0) < learning_rate(600, 1000, 1.0) == 1.0
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On a machine that others use too, two threads of a small model mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_shipped_model_solves_between_a_quarter_and_most_of_32_held_out_problems() -> None:
     lines = [json.loads(line) for line in (COUNTDOWN / "test.jsonl").read_text().splitlines()[:32]]
     tokenizer = AutoTokenizer.from_pretrained(MODEL, padding_side="left")
