@@ -137,9 +137,8 @@ def main() -> None:
     }
     for side, values in rates.items():
         print(f"{side:>6}: {statistics.median(values):8.0f} tokens/s  (min {min(values):.0f}, max {max(values):.0f})")
-    print(
-        f" ratio: {statistics.median(ratios):8.3f} nex / plain  (min {min(ratios):.3f}, max {max(ratios):.3f}, {len(ratios)} pairs)"
-    )
+    spread = f"min {min(ratios):.3f}, max {max(ratios):.3f}, {len(ratios)} pairs"
+    print(f" ratio: {statistics.median(ratios):8.3f} nex / plain  ({spread})")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
