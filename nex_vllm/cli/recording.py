@@ -107,6 +107,10 @@ def record_into_cache(plan: RecordingPlan, directory: Path) -> int:
                     sample(plan, facts, missing, writer, num_before=before)
         except (InterruptedRunError, KeyboardInterrupt):
             kept = 0 if writer is None else sum(response.id in writer.finished for response in wanted)
+            if not kept:
+                raise InterruptedRunError(
+                    "interrupted before any response had ended, so nothing is kept; run the same command again"
+                ) from None
             raise InterruptedRunError(
                 f"interrupted: {kept} of {len(wanted)} responses are kept in {directory}; run the same command again "
                 f"to record the other {len(wanted) - kept}"
@@ -140,9 +144,8 @@ def run_record(plan: RecordingPlan, directory: Path) -> None:
 
 
 def _requests(plan: RecordingPlan, session: Session, wanted: list[WantedResponse]) -> list[EngineRequest]:
-    from vllm.sampling_params import RequestOutputKind
-
     from nex_vllm import SamplingParams
+    from nex_vllm.compat.offline import RequestOutputKind
 
     tokens: dict[str, list[int]] = {}
     for prompt in {response.prompt.id: response.prompt for response in wanted}.values():

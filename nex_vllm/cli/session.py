@@ -95,8 +95,7 @@ class Session:
         Raises:
             ValueError: it is longer than the context, or the model has no usable chat template.
         """
-        from vllm.exceptions import VLLMClientError
-        from vllm.renderers import ChatParams
+        from nex_vllm.compat.offline import ChatParams, VLLMClientError
 
         renderer = self._llm.renderer
         try:
@@ -124,7 +123,7 @@ class Session:
             InterruptedRunError: Ctrl-C; every request that had ended was yielded before.
             NexError: the engine failed.
         """
-        from vllm.exceptions import VLLMClientError
+        from nex_vllm.compat.offline import VLLMClientError
 
         engine = self._llm.llm_engine
         ahead = 2 * engine.vllm_config.scheduler_config.max_num_seqs
@@ -139,7 +138,7 @@ class Session:
                         engine.add_request(str(number), self._rendered(request.token_ids), request.params)
                         under_way[str(number)] = request.subject
                     except (ValueError, VLLMClientError) as error:
-                        yield Ended(request.subject, refusal=_words(error))
+                        yield Ended(request.subject, refusal=" ".join(str(error).split()))
                 elif under_way:
                     for output in _step(engine):
                         if output.finished:

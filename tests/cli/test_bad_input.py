@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nex_vllm.cli import demo
+from nex_vllm.cli.app import app
+from nex_vllm.cli.outcome import exit_status
 from nex_vllm.storage import WeightsFile, WeightsMeta, model_fingerprint, save_weights
 from tests.cli.conftest import Command, write_lines
 from tests.cli.recorded import recorded_rows, write_cache
@@ -197,6 +200,14 @@ def test_existing_output_is_kept_without_force(
     assert out.read_text() == "precious"
     assert nex_vllm("calibrate", "--from-cache", cache, "--out", out, "--force").returncode == 0
     assert nex_vllm("inspect", out).returncode == 0
+
+
+def test_demo_outside_of_a_source_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "EXAMPLE", tmp_path)
+    assert exit_status(app, ["demo"]) == 2
+    assert capsys.readouterr().err.startswith("error: the demo needs the model and problems of the source checkout")
 
 
 UNUSABLE_FLAGS = {
