@@ -126,20 +126,28 @@ class Session:
         from nex_vllm.compat.offline import VLLMClientError
 
         engine = self._llm.llm_engine
-        ahead = 2 * engine.vllm_config.scheduler_config.max_num_seqs
+        scheduler = engine.vllm_config.scheduler_config
+        # On the CPU, vLLM 0.32 cannot prefill a request that has a seed in chunks ("CPU Generator does not use
+        # offset"): no more prompts are handed over between two steps than one step computes whole.
+        at_once = scheduler.max_num_batched_tokens - scheduler.max_num_seqs
         waiting = iter(requests)
+        request = next(waiting, None)
         under_way: dict[str, Any] = {}
+        new_tokens = 0
         with _held_interrupt() as interrupted:
             for number in range(1 << 62):
-                # Takes one request a turn until enough are ahead, then steps until there is room again.
-                request = next(waiting, None) if len(under_way) < ahead else None
-                if request is not None:
+                # Takes one request a turn until enough are under way, then steps until there is room again.
+                fits = new_tokens == 0 or new_tokens + len(request.token_ids if request else ()) <= at_once
+                if request is not None and fits and len(under_way) < scheduler.max_num_seqs:
                     try:
                         engine.add_request(str(number), self._rendered(request.token_ids), request.params)
                         under_way[str(number)] = request.subject
+                        new_tokens += len(request.token_ids)
                     except (ValueError, VLLMClientError) as error:
-                        yield Ended(request.subject, refusal=" ".join(str(error).split()))
+                        yield Ended(request.subject, refusal=_words(error))
+                    request = next(waiting, None)
                 elif under_way:
+                    new_tokens = 0
                     for output in _step(engine):
                         if output.finished:
                             yield Ended(under_way.pop(output.request_id), output)
