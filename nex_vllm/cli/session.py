@@ -144,7 +144,7 @@ class Session:
                         under_way[str(number)] = request.subject
                         new_tokens += len(request.token_ids)
                     except (ValueError, VLLMClientError) as error:
-                        yield Ended(request.subject, refusal=_words(error))
+                        yield Ended(request.subject, refusal=" ".join(str(error).split()))
                     request = next(waiting, None)
                 elif under_way:
                     new_tokens = 0

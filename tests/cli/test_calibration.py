@@ -27,10 +27,10 @@ class FakeEngine:
     """An engine whose requests end one per step in an order of its own, the response a function of the seed."""
 
     def __init__(self, interrupt_after: int | None) -> None:
-        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=2))
+        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=20))
         self.under_way: list[tuple[str, Any]] = []
         self.most_under_way = 0
-        self.num_ended = 0
+        self.num_ended = self.new_tokens = 0
         self._interrupt_after = interrupt_after
         self._random = random.Random(7)
 
@@ -38,10 +38,13 @@ class FakeEngine:
         if token_ids == [13]:
             raise ValueError("no 13 please")
         self.under_way.append((request_id, params))
+        self.new_tokens += len(token_ids)
+        assert self.new_tokens <= 16, "the new prompts fit into one step whole"
         self.most_under_way = max(self.most_under_way, len(self.under_way))
 
     def step(self) -> Iterable[Any]:
         request_id, params = self.under_way.pop(self._random.randrange(len(self.under_way)))
+        self.new_tokens = 0
         self.num_ended += 1
         if self.num_ended == self._interrupt_after:
             signal.raise_signal(signal.SIGINT)
