@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,12 @@ def shipped_model() -> Path:
 def countdown() -> Path:
     """Return the folder of the Countdown example."""
     return ROOT / "examples" / "countdown"
+
+
+@pytest.fixture(autouse=True)
+def _environment_as_it_was() -> Iterator[None]:
+    """Undo what a test's program code sets in the environment: the command line chooses how engines run by it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
