@@ -135,13 +135,15 @@ def test_interrupted_recording_keeps_what_had_ended_and_goes_on(
     fake: type[FakeSession], given: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache, undisturbed = tmp_path / "cache", tmp_path / "undisturbed"
+    # Not the default where the tests run in a shell's background, which ignores the signal.
+    handler_before = signal.getsignal(signal.SIGINT)
     fake.interrupt_after = 5
     assert run("record", *given, "--cache", cache) == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: interrupted: 5 of 12 responses are kept in {cache}; run the same command again to record the other 7"
     )
     assert len(CacheReader(cache)) == 5
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler_before
     fake.interrupt_after = None
     assert run("record", *given, "--cache", cache) == 0
     assert fake.last.num_ended == 7
