@@ -1,4 +1,10 @@
-"""Copy the activations of the rows that are sampled from out of a running forward pass."""
+"""Copy the activations of the rows that are sampled from out of a running forward pass: two ops.
+
+``nex::tap`` reads a layer's finished product. ``nex::silu_mul_tap`` computes the product as well, in the place of the
+kernel that would have, so that a tapped layer launches no kernel more than a plain one.
+
+Both are ordinary ops that mutate arguments: they may stand anywhere in a compiled or captured graph and never split it.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +14,92 @@ from typing import Any
 import torch
 from torch import Tensor
 
+GROUP = 16
+"""Neurons that share a maximum beside the record on a GPU: 32 bytes of a 16-bit type, the least that is transferred."""
+
 _library: Any = torch.library.Library("nex", "DEF")  # type: ignore[no-untyped-call]
-# An ordinary op that mutates one argument: it may stand anywhere in a compiled graph and never splits one.
-_library.define("tap(Tensor h, Tensor slots, Tensor(a!) record, int offset) -> ()")
+_library.define("tap(Tensor h, Tensor slots, Tensor(a!) record, Tensor(b!) maxima, int layer) -> ()")
+_library.define("silu_mul_tap(Tensor x, Tensor slots, Tensor(a!) record, Tensor(b!) maxima, int layer) -> Tensor")
 
 
-def tap_naive(h: Tensor, slots: Tensor, record: Tensor, offset: int) -> None:
-    """Copy row ``i`` of ``h`` to ``record[slots[i], offset:offset + width]`` for every i with ``slots[i] >= 0``.
+def groups_per_layer(width: int) -> int:
+    """Return how many groups of neurons a layer has; the last one may be shorter."""
+    return -(-width // GROUP)
+
+
+def tap_naive(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> None:
+    """Copy row ``i`` of ``h`` into row ``slots[i]`` of the record for every i with ``slots[i] >= 0``.
 
     Args:
         h: [tokens, width], one layer's finished product ``act(g) * u``.
         slots: int32 [at least tokens], record row of each batch row, -1 to skip it.
-        record: [slots + 1, neurons], dtype of ``h``, written in place; what the last row holds afterwards is nobody's.
-        offset: the layer's first column.
+        record: [rows + 1, layers * width], dtype of ``h``, written in place; what the last row holds afterwards is
+            nobody's.
+        maxima: [rows + 1, layers * groups per layer], dtype of ``h``; each group's largest activation mass, a NaN
+            before everything. With no column it is left alone.
+        layer: number of the layer.
     """
     # Every row is written somewhere: shapes depend on no data, so a graph can be captured and nothing waits.
-    index = torch.where(slots[: h.shape[0]] < 0, record.shape[0] - 1, slots[: h.shape[0]])
-    record[:, offset : offset + h.shape[1]].index_copy_(0, index.long(), h)
+    index = torch.where(slots[: h.shape[0]] < 0, record.shape[0] - 1, slots[: h.shape[0]]).long()
+    width = h.shape[1]
+    record[:, layer * width : (layer + 1) * width].index_copy_(0, index, h)
+    if maxima.shape[1]:
+        groups = groups_per_layer(width)
+        masses = torch.nn.functional.pad(h.clamp_min(0), (0, groups * GROUP - width))
+        largest = masses.view(-1, groups, GROUP).amax(dim=2)
+        maxima[:, layer * groups : (layer + 1) * groups].index_copy_(0, index, largest)
 
 
-def _tap_without_data(h: Tensor, slots: Tensor, record: Tensor, offset: int) -> None:
+def silu_mul_tap_naive(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> Tensor:
+    """Return ``silu(g) * u`` for ``x = [g, u]`` (eq. 3), and tap it.
+
+    Args:
+        x: [tokens, 2 * width].
+        slots: as for :func:`tap_naive`, as the rest.
+        record: see there.
+        maxima: see there.
+        layer: see there.
+
+    Returns:
+        [tokens, width], computed in float32 and rounded once, as the compiled expression is.
+    """
+    gate, up = x.float().chunk(2, dim=-1)
+    h = (torch.nn.functional.silu(gate) * up).to(x.dtype)
+    tap_naive(h, slots, record, maxima, layer)
+    return h
+
+
+def _tap_cuda(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> None:
+    from nex_vllm.kernels.gpu_tap import tap_gpu
+
+    tap_gpu(h, slots, record, maxima, layer)
+
+
+def _silu_mul_tap_cuda(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> Tensor:
+    from nex_vllm.kernels.gpu_tap import silu_mul_tap_gpu
+
+    return silu_mul_tap_gpu(x, slots, record, maxima, layer)
+
+
+def _tap_shape(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> None:
     """Shape propagation: nothing is returned."""
 
 
+def _silu_mul_tap_shape(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> Tensor:
+    """Shape propagation."""
+    return x.new_empty(x.shape[0], x.shape[1] // 2)
+
+
 _library.impl("tap", tap_naive, "CompositeExplicitAutograd")
+_library.impl("silu_mul_tap", silu_mul_tap_naive, "CompositeExplicitAutograd")
+_library.impl("tap", _tap_cuda, "CUDA")
+_library.impl("silu_mul_tap", _silu_mul_tap_cuda, "CUDA")
 if importlib.util.find_spec("numba") is not None:
     from nex_vllm.kernels.cpu import tap_cpu
 
     _library.impl("tap", tap_cpu, "CPU")
-torch.library.register_fake("nex::tap", _tap_without_data, lib=_library)
+torch.library.register_fake("nex::tap", _tap_shape, lib=_library)
+torch.library.register_fake("nex::silu_mul_tap", _silu_mul_tap_shape, lib=_library)
 
 tap = torch.ops.nex.tap.default
+silu_mul_tap = torch.ops.nex.silu_mul_tap.default

@@ -7,6 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton decides once, when it and the kernels are imported, whether they are interpreted (on CPU tensors).
+    os.environ["TRITON_INTERPRET"] = "1"
+    import nex_vllm.kernels.gpu
+    import nex_vllm.kernels.gpu_tap  # noqa: F401
+
+    # Engines that tests start are spared it.
+    del os.environ["TRITON_INTERPRET"]
 
 # Small engines: one GiB of cache, and no chatter between the tests' own lines.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

@@ -9,8 +9,10 @@ from torch import nn
 from vllm.model_executor.layers import activation
 
 from nex_vllm.engine.layout import NeuronLayout
+from nex_vllm.engine.ranks import Ranks
+from nex_vllm.engine.record import Record
 from nex_vllm.errors import InputError
-from nex_vllm.kernels.tap import tap
+from nex_vllm.kernels.tap import silu_mul_tap, tap
 
 # act(gate) * up, the product that the down-projection reads. Others (clamped, sparse or interleaved gates) compute
 # something else under a similar name.
@@ -20,18 +22,25 @@ GATED_ACTIVATIONS = (activation.SiluAndMul, activation.GeluAndMul)
 class TappedActivation(nn.Module):
     """A gated activation that also copies its product into the record."""
 
-    def __init__(self, plain: nn.Module, slots: torch.Tensor, record: torch.Tensor, offset: int) -> None:
+    def __init__(self, plain: nn.Module, record: Record, layer: int) -> None:
         super().__init__()
         self.plain = plain
-        self.offset = offset
+        self.layer = layer
         # Plain attributes, not buffers: they belong to no checkpoint, and compilation takes them as graph inputs.
-        self.slots = slots
-        self.record = record
+        self.slots = record.slots
+        self.record = record.data
+        self.maxima = record.maxima
+        # On a GPU every launch counts: the tap computes the product in the place of the kernel that would have.
+        self.fused = isinstance(plain, activation.SiluAndMul) and record.data.is_cuda
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``act(g) * u``, [tokens, width], for ``x = [g, u]``."""
-        h: torch.Tensor = self.plain(x)
-        tap(h, self.slots, self.record, self.offset)
+        h: torch.Tensor
+        if self.fused:
+            h = silu_mul_tap(x, self.slots, self.record, self.maxima, self.layer)
+            return h
+        h = self.plain(x)
+        tap(h, self.slots, self.record, self.maxima, self.layer)
         return h
 
 
@@ -67,8 +76,8 @@ def decoder_mlps(model: nn.Module, num_hidden_layers: int) -> list[nn.Module]:
     return mlps
 
 
-def layout_of(mlps: list[nn.Module]) -> NeuronLayout:
-    """Return the record's layout for these MLPs.
+def layout_of(mlps: list[nn.Module], ranks: Ranks | None) -> NeuronLayout:
+    """Return the record's layout for these MLPs, or for this rank's part of them.
 
     Raises:
         InputError: for layers of different width, or of more units than a key can name.
@@ -77,13 +86,16 @@ def layout_of(mlps: list[nn.Module]) -> NeuronLayout:
     widths = {int(_attribute(mlp, "down_proj").input_size_per_partition) for mlp in mlps}
     if len(widths) != 1:
         raise InputError(f"The model's MLP layers differ in width ({sorted(widths)}); NEX needs them equal.")
-    return NeuronLayout(num_layers=len(mlps), width=widths.pop())
+    width = widths.pop()
+    if ranks is None:
+        return NeuronLayout(num_layers=len(mlps), width=width)
+    return NeuronLayout(num_layers=len(mlps), width=width, first_unit=ranks.rank * width, ranks=ranks.size)
 
 
-def place_taps(mlps: list[nn.Module], layout: NeuronLayout, slots: torch.Tensor, record: torch.Tensor) -> None:
+def place_taps(mlps: list[nn.Module], record: Record) -> None:
     """Put a tap behind every MLP's activation; to be called before the model is traced."""
     for layer, mlp in enumerate(mlps):
-        mlp.act_fn = TappedActivation(_attribute(mlp, "act_fn"), slots, record, layer * layout.width)
+        mlp.act_fn = TappedActivation(_attribute(mlp, "act_fn"), record, layer)
 
 
 def _attribute(module: nn.Module, name: str) -> Any:

@@ -72,7 +72,6 @@ def _refuse_unsupported(config: Any) -> None:
     """Refuse, before anything is loaded, what NEX cannot record."""
     parallel = config.parallel_config
     degrees = {
-        "tensor parallel": parallel.tensor_parallel_size,
         "pipeline parallel": parallel.pipeline_parallel_size,
         "decode context parallel": parallel.decode_context_parallel_size,
         "prefill context parallel": getattr(parallel, "prefill_context_parallel_size", 1),
@@ -80,7 +79,7 @@ def _refuse_unsupported(config: Any) -> None:
     for name, degree in degrees.items():
         if degree > 1:
             raise InputError(
-                f"NEX does not record under {name} of degree {degree}; set it to 1 (data parallel works), "
+                f"NEX does not record under {name} of degree {degree}; set it to 1 (tensor and data parallel work), "
                 "or serve without NEX."
             )
     if getattr(parallel, "enable_dbo", False) or getattr(parallel, "num_ubatches", 0) > 1:
@@ -91,13 +90,16 @@ def _refuse_unsupported(config: Any) -> None:
         raise InputError(
             f"NEX brings its own scheduler, but {config.scheduler_config.scheduler_cls} was asked for; leave it unset."
         )
+    if getattr(config.speculative_config, "enable_adaptive_verification", False):
+        raise InputError(
+            "Adaptive verification deals drafts out on the device, where NEX cannot follow which row is whose; set "
+            'speculative_config={"enable_adaptive_verification": false}.'
+        )
     if config.compilation_config.pass_config.fuse_act_quant and config.quant_config is not None:
         raise InputError(
             "The activation is fused with quantisation (pass_config.fuse_act_quant), which removes the tensor that NEX "
             'reads; set compilation_config={"pass_config": {"fuse_act_quant": false}}.'
         )
-    if config.use_v2_model_runner:
-        raise InputError("NEX does not record on Model Runner V2 yet; set VLLM_USE_V2_MODEL_RUNNER=0.")
     text = config.model_config.hf_text_config
     experts = next((name for name in _EXPERT_COUNTS if (getattr(text, name, None) or 0) > 1), None)
     if experts is not None:

@@ -15,9 +15,12 @@ from nex_vllm.algorithm.scores import Masses
 from nex_vllm.engine.options import CheckedRequest
 from nex_vllm.engine.row_builder import RowBuilder
 from nex_vllm.engine.selection import Candidate, Selection
-from nex_vllm.engine.step import TokenRecords
+from nex_vllm.engine.step import MASS_BYTES, TokenRecords
 
 logger = logging.getLogger("vllm.nex")
+
+FAILED = "error"
+"""vLLM's finish reason of a request that failed; its servers answer 500 where it is the choice."""
 
 
 class FollowedCandidate:
@@ -32,16 +35,21 @@ class FollowedCandidate:
         self._num_forced = num_forced
         self._num_recorded = 0
         self._masses = np.zeros(3)
+        self._packed_masses: list[bytes] = []
         self._stats: list[npt.NDArray[np.float32]] = []
         options = group.options
         self._rows = RowBuilder(group.row_tokens, keep_rows=options.return_rows) if options.wants_entries else None
 
-    def add(self, packed: Mapping[str, bytes], num_tokens: int) -> None:
+    def add(self, packed: Mapping[str, bytes] | bytes, num_tokens: int) -> None:
         """Take the records that came with ``num_tokens`` new tokens.
 
         Records past these belong to tokens that were computed and thrown away. A teacher-forced request is recorded
         in its prompt: all of its records come with the one token that it samples.
         """
+        if type(packed) is bytes and self._num_forced is None:
+            # Once per token and candidate: kept as it came, and added up when the candidate has ended.
+            self._packed_masses.append(packed[: MASS_BYTES * num_tokens])
+            return
         records = TokenRecords.unpack(packed)
         if self._num_forced is None:
             records = records.first(num_tokens)
@@ -60,13 +68,25 @@ class FollowedCandidate:
 
     def result(self) -> Candidate:
         """Return the candidate as the user sees it; score and masses are None where they could not be computed."""
+        records = TokenRecords.unpack(b"".join(self._packed_masses))
+        self._packed_masses.clear()
+        self._num_recorded += len(records)
+        self._masses += records.masses.sum(axis=0)
         expected = len(self.token_ids) if self._num_forced is None else self._num_forced
-        complete = self._num_recorded == expected and bool(np.isfinite(self._masses).all())
+        complete = self._num_recorded == expected
         if not complete:
             logger.error(
-                "NEX recorded %d of %d tokens of candidate %d, total activation mass %g; it stays unscored.",
+                "NEX recorded %d of %d tokens of candidate %d; it stays unscored.",
                 self._num_recorded,
                 expected,
+                self.index,
+            )
+        if not np.isfinite(self._masses).all():
+            # What the model computed is no text at all: like a request that vLLM itself could not finish.
+            self.finish_reason, complete = FAILED, False
+            logger.error(
+                "Candidate %d failed: a neuron's activation is not a finite number (their total is %g). "
+                "Look at the model's weights and its dtype.",
                 self.index,
                 self._masses[2],
             )
@@ -128,6 +148,10 @@ class CandidateGroup:
         """Put the selection on vLLM's finished output and leave the outputs that were asked for."""
         followed = [self._followed[index] for index in sorted(self._followed)]
         candidates = [candidate.result() for candidate in followed]
+        failed = {candidate.index for candidate in candidates if candidate.finish_reason == FAILED}
+        for completion in output.outputs:
+            if completion.index in failed:
+                completion.finish_reason = FAILED
         selected = None
         if self.options.selector is not None:
             traces = [each.trace(candidate) for each, candidate in zip(followed, candidates, strict=True)]

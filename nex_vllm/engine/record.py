@@ -7,18 +7,23 @@ import numpy.typing as npt
 import torch
 
 from nex_vllm.engine.layout import NeuronLayout
+from nex_vllm.engine.ranks import Ranks
 from nex_vllm.engine.step import Entries
-from nex_vllm.kernels.choice import operations
-
-_MAX_VALUES_AT_ONCE = 1 << 26
+from nex_vllm.engine.transfer import HostCopies, HostCopy
+from nex_vllm.kernels.choice import choose, reduction
+from nex_vllm.kernels.tap import groups_per_layer
 
 
 class Record:
     """Activations of the batch rows that are recorded in the current step.
 
+    Everything is allocated here, before a graph is captured and before vLLM sizes its cache.
+
     Attributes:
+        layout: where each neuron stands.
         slots: int32 [max_tokens], record row of each batch row, -1 where nothing is recorded.
         data: [max_rows + 1, neurons] in the model's dtype; the last row takes what is skipped.
+        maxima: [max_rows + 1, groups] in the model's dtype, on a GPU: what the taps note for the selection.
     """
 
     def __init__(
@@ -31,22 +36,28 @@ class Record:
         max_rows: int,
         dtype: torch.dtype,
         device: torch.device,
+        ranks: Ranks | None = None,
     ) -> None:
         self.layout = layout
-        self.top_k = top_k
         self.slots = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
         self.data = torch.zeros((max_rows + 1, layout.num_neurons), dtype=dtype, device=device)
-        self._weights = torch.from_numpy(
-            weights if weights is not None else np.zeros(layout.num_neurons, dtype=np.float32)
-        ).to(device)
+        name = choose(device.type, dtype)
+        groups = groups_per_layer(layout.width) * layout.num_layers if name == "gpu" else 0
+        self.maxima = torch.zeros((max_rows + 1, groups), dtype=dtype, device=device)
+        weights = np.zeros(layout.num_neurons, dtype=np.float32) if weights is None else weights
+        self._weights = torch.from_numpy(weights).to(device)
         self._row_numbers = torch.arange(max_rows, dtype=torch.int32, device=device)
         self._in_use = False
-        self._operations = operations(device.type, dtype)
+        self._ranks = ranks
+        self._least: torch.Tensor | None = None
+        self._reduction = reduction(name, self.data, self.maxima, self._weights, top_k, layout.num_layers)
+        self._copies = HostCopies(max_rows, 3, torch.float64, device)
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the record takes for as long as the engine lives."""
-        return sum(t.numel() * t.element_size() for t in (self.slots, self.data, self._weights, self._row_numbers))
+        """Memory that the record takes on its device for as long as the engine lives."""
+        own = (self.slots, self.data, self.maxima, self._weights, self._row_numbers)
+        return sum(t.numel() * t.element_size() for t in own) + self._reduction.num_bytes
 
     def open(self, batch_rows: torch.Tensor | None) -> None:
         """Let the taps of the coming forward pass record these batch rows, the i-th in record row i.
@@ -60,14 +71,18 @@ class Record:
         if batch_rows is not None:
             self.slots[batch_rows] = self._row_numbers[: len(batch_rows)]
 
-    def masses(self, num_rows: int) -> torch.Tensor:
-        """Return (positive, absolute, total) mass of the first rows; float64 [num_rows, 3] on the device."""
-        # In parts, so that what the operation needs beside the record is bounded.
-        parts = torch.split(self.data[:num_rows], max(1, _MAX_VALUES_AT_ONCE // self.layout.num_neurons))
-        return torch.cat([self._operations.masses(part, self._weights, self.top_k) for part in parts])
+    def reduce(self, num_rows: int) -> HostCopy:
+        """Reduce the first rows to (positive, absolute, total) mass; float64 [num_rows, 3]."""
+        self._copies.before_overwriting()
+        if self._ranks is None:
+            return self._copies.start(self._reduction.masses(num_rows))
+        gathered = self._ranks.gather_columns(self._reduction.strongest(num_rows))
+        self._least = self._reduction.thresholds(gathered)
+        return self._copies.start(self._ranks.add_up(self._reduction.masses_at(self._least)))
 
     def entries(self, rows: torch.Tensor) -> Entries:
-        """Return the kept activations of these record rows (int64 [m] on the device)."""
-        counts, columns, values = self._operations.entries(self.data[rows], self.top_k)
+        """Return the kept activations of rows (int64 [m] on the device) that :meth:`reduce` has just reduced."""
+        counts, columns, values = self._reduction.entries(rows, self._least)
         starts = np.concatenate([[0], np.cumsum(counts.cpu().numpy())])
-        return Entries(starts, self.layout.keys(columns.cpu().numpy()), values.cpu().numpy())
+        entries = Entries(starts, self.layout.keys(columns.cpu().numpy()), values.cpu().numpy())
+        return entries if self._ranks is None else self._ranks.join(entries, rows.device)

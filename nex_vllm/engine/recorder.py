@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from nex_vllm.engine.options import RequestOptions, checked_request
 from nex_vllm.engine.record import Record
-from nex_vllm.engine.step import StepRecord
+from nex_vllm.engine.step import Entries, StepRecord
+from nex_vllm.engine.transfer import HostCopy
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,24 @@ class _RecordedRequest:
 
 
 @dataclass(slots=True)
-class _OpenStep:
-    """A forward pass under way."""
+class _Plan:
+    """What a forward pass records.
+
+    Attributes:
+        spans: by request, its first record row and its number of rows.
+        forced_offset: by teacher-forced request, the number of the response token that its span starts with.
+        sampled_rows: by request, its first row among those with logits and its number of rows.
+        num_rows: recorded rows in all.
+        wants_more: whether some request asks for more than masses.
+        decoded: requests of the batch in order, where it held one token of each and can be repeated; else None.
+    """
 
     spans: dict[str, tuple[int, int]]
     forced_offset: dict[str, int]
     sampled_rows: dict[str, tuple[int, int]]
+    num_rows: int = 0
+    wants_more: bool = False
+    decoded: list[str] | None = None
 
 
 class Recorder:
@@ -61,7 +75,8 @@ class Recorder:
         self.record = record
         self._teacher_forced = teacher_forced
         self._requests: dict[str, _RecordedRequest] = {}
-        self._step: _OpenStep | None = None
+        self._plan: _Plan | None = None
+        self._is_open = False
 
     @property
     def is_idle(self) -> bool:
@@ -79,90 +94,120 @@ class Recorder:
         for request_id in request_ids:
             self._requests.pop(request_id, None)
 
+    def rest(self) -> None:
+        """Record nothing in the coming forward pass."""
+        self._is_open = False
+        if self._plan is not None:
+            self.record.open(None)
+            self._plan = None
+
+    def repeat(self, request_ids: Sequence[str], num_tokens: int) -> bool:
+        """Record what the last forward pass recorded, if it is the same batch, one token further.
+
+        Most steps are like that, and then neither the plan nor the device's buffers change.
+
+        Args:
+            request_ids: the batch, in order.
+            num_tokens: tokens that it computes.
+
+        Returns:
+            Whether it is; if not, :meth:`begin` has to be called.
+        """
+        plan = self._plan
+        self._is_open = plan is not None and num_tokens == len(request_ids) and plan.decoded == request_ids
+        return self._is_open
+
     def begin(self, scheduled: Sequence[ScheduledRequest], sampled_batch_rows: torch.Tensor) -> None:
         """Choose the rows of the coming forward pass.
 
         Args:
             scheduled: the batch, request by request.
-            sampled_batch_rows: int64 [rows with logits], their batch rows, on the record's device.
+            sampled_batch_rows: integers [rows with logits], their batch rows, on the record's device.
         """
-        step = _OpenStep({}, {}, {})
+        plan = _Plan({}, {}, {})
         sampled: list[tuple[int, int]] = []
         forced: list[tuple[int, int]] = []
-        num_recorded = 0
         for part in scheduled:
             request = self._requests.get(part.request_id)
-            if request is None:
+            if request is None or request.options.response_start is not None:
                 continue
-            if request.options.response_start is not None:
-                continue
-            step.spans[part.request_id] = (num_recorded, part.num_sampled)
-            step.sampled_rows[part.request_id] = (part.first_sampled, part.num_sampled)
+            plan.spans[part.request_id] = (plan.num_rows, part.num_sampled)
+            plan.sampled_rows[part.request_id] = (part.first_sampled, part.num_sampled)
             sampled.append((part.first_sampled, part.num_sampled))
-            num_recorded += part.num_sampled
+            plan.num_rows += part.num_sampled
         if self._teacher_forced:
-            for part in scheduled:
-                request = self._requests.get(part.request_id)
-                if request is None or request.options.response_start is None:
-                    continue
-                # Token t of the response was sampled from position start + t - 1; the last position predicts nothing.
-                first_position = max(request.options.response_start - 1, part.num_computed)
-                end = min(part.num_computed + part.num_rows, request.num_prompt_tokens - 1)
-                if first_position >= end:
-                    continue
-                first_row = part.first_row + first_position - part.num_computed
-                step.spans[part.request_id] = (num_recorded, end - first_position)
-                step.forced_offset[part.request_id] = first_position - (request.options.response_start - 1)
-                forced.append((first_row, end - first_position))
-                num_recorded += end - first_position
-        if not num_recorded:
-            self.record.open(None)
-            self._step = None
+            forced = self._plan_forced(scheduled, plan)
+        elif all(part.num_rows == 1 for part in scheduled):
+            plan.decoded = [part.request_id for part in scheduled]
+        if not plan.num_rows:
+            self.rest()
             return
-        self._step = step
+        asked = [self._requests[name].options for name in plan.spans]
+        plan.wants_more = any(options.wants_entries or options.wants_token_stats for options in asked)
+        self._plan, self._is_open = plan, True
         device = self.record.slots.device
         # The common case, in which the whole batch is recorded, needs no index from the host.
-        rows = sampled_batch_rows
-        if sum(count for _, count in sampled) != len(sampled_batch_rows):
-            rows = sampled_batch_rows[_indices(sampled, device)]
+        rows = sampled_batch_rows.long()
+        if sum(count for _, count in sampled) != len(rows):
+            rows = rows[_indices(sampled, device)]
         if forced:
             rows = torch.cat([rows, _indices(forced, device)])
         self.record.open(rows)
 
-    def finish(self, logits: torch.Tensor | None) -> PendingStep | None:
+    def _plan_forced(self, scheduled: Sequence[ScheduledRequest], plan: _Plan) -> list[tuple[int, int]]:
+        """Add the given responses to the plan; return their batch rows as spans."""
+        forced: list[tuple[int, int]] = []
+        for part in scheduled:
+            request = self._requests.get(part.request_id)
+            if request is None or request.options.response_start is None:
+                continue
+            # Token t of the response was sampled from position start + t - 1; the last position predicts nothing.
+            first_position = max(request.options.response_start - 1, part.num_computed)
+            end = min(part.num_computed + part.num_rows, request.num_prompt_tokens - 1)
+            if first_position >= end:
+                continue
+            plan.spans[part.request_id] = (plan.num_rows, end - first_position)
+            plan.forced_offset[part.request_id] = first_position - (request.options.response_start - 1)
+            forced.append((part.first_row + first_position - part.num_computed, end - first_position))
+            plan.num_rows += end - first_position
+        return forced
+
+    def finish(self, logits_of: Callable[[torch.Tensor], torch.Tensor]) -> PendingStep | None:
         """Reduce what the forward pass recorded.
 
         Args:
-            logits: [rows with logits, vocabulary], before any sampling filter.
+            logits_of: gives the logits [m, vocabulary], before any sampling filter, of some of the rows that have them
+                (int64 [m]).
 
         Returns:
             The step, complete but for the log-probabilities of tokens that are not sampled yet; None if nothing was
             recorded.
         """
-        step, self._step = self._step, None
-        if step is None:
+        if not self._is_open or self._plan is None:
             return None
-        num_rows = sum(count for _, count in step.spans.values())
-        stats_first, logit_spans = self._spans_of(step.sampled_rows, "wants_token_stats")
-        entries_first, record_spans = self._spans_of(step.spans, "wants_entries")
+        self._is_open = False
+        plan = self._plan
+        masses = self.record.reduce(plan.num_rows)
+        if not plan.wants_more:
+            return PendingStep(plan.spans, plan.forced_offset, masses)
+        stats_first, logit_spans = self._spans_of(plan.sampled_rows, "wants_token_stats")
+        entries_first, record_spans = self._spans_of(plan.spans, "wants_entries")
         device = self.record.slots.device
         entropy = log_probabilities = None
         if logit_spans:
-            assert logits is not None
-            log_probabilities = torch.log_softmax(logits[_indices(logit_spans, device)].float(), dim=-1)
+            log_probabilities = torch.log_softmax(logits_of(_indices(logit_spans, device)).float(), dim=-1)
             # 0 * -inf, from a masked token, counts as 0.
             entropy = -torch.nan_to_num(log_probabilities.exp() * log_probabilities, nan=0.0).sum(dim=-1)
         return PendingStep(
-            StepRecord(
-                spans=step.spans,
-                masses=self.record.masses(num_rows).cpu().numpy(),
-                entries=self.record.entries(_indices(record_spans, device)) if record_spans else None,
-                entries_first=entries_first,
-                stats_first=stats_first,
-                forced_offset=step.forced_offset,
-            ),
-            entropy,
-            log_probabilities,
+            plan.spans,
+            plan.forced_offset,
+            masses,
+            entries=self.record.entries(_indices(record_spans, device)) if record_spans else None,
+            entries_first=entries_first,
+            stats_first=stats_first,
+            entropy=entropy,
+            log_probabilities=log_probabilities,
+            ready=torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None,
         )
 
     def _spans_of(self, spans: dict[str, tuple[int, int]], wish: str) -> tuple[dict[str, int], list[tuple[int, int]]]:
@@ -185,35 +230,61 @@ def _indices(spans: list[tuple[int, int]], device: torch.device) -> torch.Tensor
     return torch.from_numpy(rows).to(device)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PendingStep:
-    """A step's record that still waits for the sampled tokens.
+    """A step's record that still waits for its masses to arrive and for the sampled tokens.
 
     Attributes:
-        record: the rest of it.
+        spans: see :class:`StepRecord`, as the next one.
+        forced_offset: see there.
+        masses: float64 [rows, 3], on their way to the host.
+        entries: see :class:`StepRecord`, as the next two.
+        entries_first: see there.
+        stats_first: see there.
         entropy: float32 [rows], of the rows that asked; None if none did.
         log_probabilities: float32 [rows, vocabulary], of the same rows.
+        ready: on a GPU, when the last two are: another thread, with a stream of its own, reads them.
     """
 
-    record: StepRecord
-    entropy: torch.Tensor | None
-    log_probabilities: torch.Tensor | None
+    spans: dict[str, tuple[int, int]]
+    forced_offset: dict[str, int]
+    masses: HostCopy
+    entries: Entries | None = None
+    entries_first: dict[str, int] = field(default_factory=dict)
+    stats_first: dict[str, int] = field(default_factory=dict)
+    entropy: torch.Tensor | None = None
+    log_probabilities: torch.Tensor | None = None
+    ready: Any = None
 
     def complete(self, sampled: Mapping[str, Sequence[int]]) -> StepRecord:
-        """Add entropy and log-probability of the sampled tokens.
+        """Return the record, with entropy and log-probability of the sampled tokens where they were asked for.
 
         Args:
             sampled: by request, the tokens that were kept.
         """
+        return StepRecord(
+            spans=self.spans,
+            masses=self.masses.numpy(),
+            stats=self._token_stats(sampled),
+            stats_first=self.stats_first,
+            entries=self.entries,
+            entries_first=self.entries_first,
+            forced_offset=self.forced_offset,
+        )
+
+    def _token_stats(self, sampled: Mapping[str, Sequence[int]]) -> npt.NDArray[np.float32] | None:
         if self.log_probabilities is None or self.entropy is None:
-            return self.record
-        kept = [(first, sampled.get(name, ())) for name, first in self.record.stats_first.items()]
+            return None
+        if self.ready is not None:
+            torch.cuda.current_stream(self.entropy.device).wait_event(self.ready)
+        kept = [(first, sampled.get(name, ())) for name, first in self.stats_first.items()]
         rows = _indices([(first, len(tokens)) for first, tokens in kept], self.entropy.device)
         tokens = torch.tensor([token for _, each in kept for token in each], dtype=torch.int64).to(rows.device)
         stats = torch.full((len(self.entropy), 2), torch.nan, device=rows.device)
         stats[:, 0] = self.entropy
         stats[rows, 1] = self.log_probabilities[rows, tokens]
-        return replace(self.record, stats=stats.cpu().numpy())
+        found: npt.NDArray[np.float32] = stats.cpu().numpy()
+        return found
 
 
 def rows_needed(max_num_seqs: int, num_draft_tokens: int, max_batched_tokens: int, *, teacher_forced: bool) -> int:

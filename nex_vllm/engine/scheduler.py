@@ -7,7 +7,7 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler as VllmAsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler as VllmScheduler
 
-from nex_vllm.engine.step import OUTPUT_KEY, STEP_ATTRIBUTE, StepRecord, TokenRecords
+from nex_vllm.engine.step import MASS_BYTES, OUTPUT_KEY, STEP_ATTRIBUTE, StepRecord, TokenRecords
 
 # For type checking only: the mixin calls what vLLM's class beside it has.
 _BesideVllm: Any = object
@@ -32,6 +32,9 @@ class _RecordForwarding(_BesideVllm):
             self._gather_forced(step)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if step is None:
+            return outputs
+        if step.masses_only and not self._forced:
+            _attach_masses(outputs, step)
             return outputs
         for per_client in outputs.values():
             for output in per_client.outputs:
@@ -62,6 +65,20 @@ class _RecordForwarding(_BesideVllm):
                 if kept > 0:
                     gathered.append(surplus.first(kept))
             gathered.append(records)
+
+
+def _attach_masses(outputs: Any, step: StepRecord) -> None:
+    """Do, for a step of masses alone, what is done for others record by record."""
+    packed = step.masses.tobytes()
+    for per_client in outputs.values():
+        for output in per_client.outputs:
+            span = step.spans.get(output.request_id)
+            if span is not None and output.new_token_ids:
+                first, count = span
+                end = first + min(count, len(output.new_token_ids))
+                masses = packed[MASS_BYTES * first : MASS_BYTES * end]
+                others = output.kv_transfer_params
+                output.kv_transfer_params = {OUTPUT_KEY: masses} if not others else {**others, OUTPUT_KEY: masses}
 
 
 class Scheduler(_RecordForwarding, VllmScheduler):

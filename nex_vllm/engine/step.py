@@ -12,6 +12,9 @@ import numpy.typing as npt
 STEP_ATTRIBUTE = "nex_step"
 """Attribute of vLLM's ModelRunnerOutput that carries a :class:`StepRecord`."""
 
+MASS_BYTES = 3 * 8
+"""The three masses of a token, as they travel."""
+
 OUTPUT_KEY = "nex"
 """Key in ``EngineCoreOutput.kv_transfer_params``, the one free field on the way to the front end."""
 
@@ -85,8 +88,10 @@ class TokenRecords:
         joined = {name: None if any(v is None for v in vs) else np.concatenate(vs) for name, vs in columns.items()}
         return cls(**joined)  # type: ignore[arg-type]
 
-    def pack(self) -> dict[str, bytes]:
-        """Turn the record into what msgpack carries: raw little-endian arrays by name."""
+    def pack(self) -> dict[str, bytes] | bytes:
+        """Turn the record into what msgpack carries: raw little-endian arrays by name, or the masses alone."""
+        if self.stats is None and self.counts is None:
+            return self.masses.tobytes()
         arrays = {
             "masses": self.masses,
             "stats": self.stats,
@@ -97,8 +102,10 @@ class TokenRecords:
         return {name: array.tobytes() for name, array in arrays.items() if array is not None}
 
     @classmethod
-    def unpack(cls, packed: Mapping[str, bytes]) -> TokenRecords:
+    def unpack(cls, packed: Mapping[str, bytes] | bytes) -> TokenRecords:
         """Undo :meth:`pack`."""
+        if isinstance(packed, bytes):
+            return cls(np.frombuffer(packed, np.float64).reshape(-1, 3))
 
         def array(name: str, dtype: Any) -> Any:
             return np.frombuffer(packed[name], dtype=dtype) if name in packed else None
@@ -113,7 +120,7 @@ class TokenRecords:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepRecord:
     """Everything that one step recorded, all requests together; cut into requests only where it is needed.
 
@@ -135,6 +142,11 @@ class StepRecord:
     entries: Entries | None = None
     entries_first: dict[str, int] = field(default_factory=dict)
     forced_offset: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def masses_only(self) -> bool:
+        """Whether nobody asked for more than masses of sampled tokens, as in nearly every step."""
+        return self.stats is None and self.entries is None and not self.forced_offset
 
     def records(self, request_id: str, num_tokens: int | None = None) -> TokenRecords | None:
         """Return the records of the request's first tokens (of all its rows by default); None if it has none."""

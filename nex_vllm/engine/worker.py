@@ -11,6 +11,7 @@ from vllm.v1.worker.gpu_worker import Worker as VllmGPUWorker
 
 from nex_vllm.compat import runners
 from nex_vllm.compat.mlps import decoder_mlps, layout_of, place_taps
+from nex_vllm.compat.parallel import tensor_parallel_ranks
 from nex_vllm.engine.activation import resolved_settings
 from nex_vllm.engine.record import Record
 from nex_vllm.engine.recorder import PendingStep, Recorder, rows_needed
@@ -32,7 +33,7 @@ class _RecordedOutput(AsyncModelRunnerOutput):
 
 
 def _with_record(output: ModelRunnerOutput, pending: PendingStep) -> ModelRunnerOutput:
-    tokens = runners.sampled_tokens(output, pending.record.stats_first)
+    tokens = runners.sampled_tokens(output, pending.stats_first)
     setattr(output, STEP_ATTRIBUTE, pending.complete(tokens))
     return output
 
@@ -51,7 +52,8 @@ class _RecordingWorker(_BesideVllm):
         super().load_model(**kwargs)
         settings = resolved_settings(self.vllm_config)
         mlps = decoder_mlps(self.get_model(), self.model_config.hf_text_config.num_hidden_layers)
-        layout = layout_of(mlps)
+        ranks = tensor_parallel_ranks()
+        layout = layout_of(mlps, ranks)
         weights = None
         if settings.weights is not None:
             file = load_weights(settings.weights)
@@ -71,8 +73,9 @@ class _RecordingWorker(_BesideVllm):
             ),
             dtype=self.model_config.dtype,
             device=self.device,
+            ranks=ranks,
         )
-        place_taps(mlps, layout, record.slots, record.data)
+        place_taps(mlps, record)
         self._recorder = Recorder(record, teacher_forced=settings.teacher_forced)
         runners.attach(self.model_runner, self._recorder)
         logger.info(
@@ -95,7 +98,7 @@ class _RecordingWorker(_BesideVllm):
         """Reduce the record, sample, and send both along together."""
         pending = self._recorder.finish(runners.pending_logits(self.model_runner))
         output = super().sample_tokens(grammar_output)
-        if pending is None:
+        if pending is None or output is None:
             return output
         if isinstance(output, AsyncModelRunnerOutput):
             return _RecordedOutput(output, pending)

@@ -89,7 +89,7 @@ def test_a_model_that_nex_cannot_read_is_refused(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tensor_parallel_size": 2}, ["tensor parallel", "2"]),
+        ({"pipeline_parallel_size": 2}, ["pipeline parallel", "2"]),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, ["scheduler"]),
     ],
 )

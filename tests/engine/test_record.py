@@ -1,0 +1,46 @@
+"""The record's memory: what it says is what it takes."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+import pytest
+import torch
+
+from nex_vllm.engine.layout import NeuronLayout
+from nex_vllm.engine.record import Record
+from nex_vllm.engine.recorder import rows_needed
+
+
+def test_the_memory_that_is_announced_is_the_memory_that_is_taken() -> None:
+    def build(rows: int) -> Record:
+        return Record(
+            NeuronLayout(num_layers=28, width=3072),
+            top_k=2000,
+            weights=None,
+            max_tokens=2048,
+            max_rows=rows,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+
+    warm = build(1)
+    process = psutil.Process(os.getpid())
+    before = process.memory_info().rss
+    record = build(rows_needed(256, 3, 8192, teacher_forced=False))
+    taken = process.memory_info().rss - before
+    assert record.num_bytes > 300 * 2**20
+    assert record.num_bytes > warm.num_bytes
+    # vLLM's CPU backend sizes its cache by what is resident: pages that are only promised would not count.
+    assert taken == pytest.approx(record.num_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("seqs", "drafts", "batch", "teacher_forced", "rows"),
+    [(32, 0, 2048, False, 32), (32, 3, 2048, False, 128), (1024, 3, 2048, False, 2048), (32, 0, 2048, True, 2048)],
+)
+def test_a_step_never_records_more_rows_than_there_are(
+    seqs: int, drafts: int, batch: int, teacher_forced: bool, rows: int
+) -> None:
+    assert rows_needed(seqs, drafts, batch, teacher_forced=teacher_forced) == rows

@@ -1,0 +1,61 @@
+"""Build each implementation of the operations over given activations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from nex_vllm.kernels.choice import Reduction, reduction
+from nex_vllm.kernels.tap import groups_per_layer, tap_naive
+
+NAMES = ("naive", "cpu", "gpu")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+INTERPRETED = not torch.cuda.is_available()
+"""Interpreted kernels take a tenth of a second for each row, so they get fewer of everything."""
+
+
+def cases(*top_ks: int) -> list[tuple[str, torch.dtype, int]]:
+    """Return (implementation, dtype, K) to test; interpreted kernels get three of them."""
+    few = [("gpu", torch.float32, top_ks[0]), ("gpu", torch.bfloat16, top_ks[0]), ("gpu", torch.bfloat16, top_ks[-1])]
+    names = ("naive", "cpu") if INTERPRETED else NAMES
+    every = [(name, dtype, top_k) for name in names for dtype in DTYPES for top_k in top_ks]
+    return every + few if INTERPRETED else every
+
+
+def device_of(name: str) -> str:
+    """Return where an implementation runs: without a GPU its kernels are interpreted on CPU tensors."""
+    return "cuda" if name == "gpu" and torch.cuda.is_available() else "cpu"
+
+
+def put_together(
+    name: str,
+    values: np.ndarray | torch.Tensor,
+    dtype: torch.dtype,
+    top_k: int,
+    *,
+    weights: torch.Tensor | None = None,
+    layers: int = 1,
+) -> tuple[torch.Tensor, Reduction]:
+    """Return a record that taps have filled with ``values`` [rows, neurons], and the named reduction of it."""
+    device = device_of(name)
+    h = torch.as_tensor(values)
+    if h.dtype != dtype:
+        # float16 ends at 65,504.
+        h = h.float().clamp(-6e4, 6e4).to(dtype) if dtype == torch.float16 else h.to(dtype)
+    h = h.to(device)
+    rows, neurons = h.shape
+    width = neurons // layers
+    record = torch.zeros(rows + 1, neurons, dtype=dtype, device=device)
+    maxima = torch.zeros(rows + 1, layers * groups_per_layer(width), dtype=dtype, device=device)
+    slots = torch.arange(rows, dtype=torch.int32, device=device)
+    for layer in range(layers):
+        tap_naive(h[:, layer * width : (layer + 1) * width], slots, record, maxima, layer)
+    weights = torch.zeros(neurons) if weights is None else weights
+    return record[:rows], reduction(name, record, maxima, weights.to(device), top_k, layers)
+
+
+def all_rows(record: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of the record's rows."""
+    return torch.arange(len(record), device=record.device)

@@ -1,0 +1,86 @@
+"""The taps: naive, compiled and in Triton, by themselves and in a compiled graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from nex_vllm.kernels.cpu import tap_cpu
+from nex_vllm.kernels.gpu_tap import silu_mul_tap_gpu, tap_gpu
+from nex_vllm.kernels.tap import groups_per_layer, silu_mul_tap_naive, tap, tap_naive
+from tests.kernels.operations import DTYPES, device_of
+
+SLOTS = [3, -1, 0, -1, -1, 2, 1, -1, 4, -1, -1]
+
+
+def _buffers(width: int, layers: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    record = torch.full((7, layers * width), -7.0, dtype=dtype, device=device)
+    return record, torch.full((7, layers * groups_per_layer(width)), -7.0, dtype=dtype, device=device)
+
+
+@pytest.mark.parametrize("width", [24, 100, 1024, 2600])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("copy", [tap_cpu, tap_gpu])
+def test_taps_copy_what_the_naive_one_copies(copy: Any, dtype: torch.dtype, width: int) -> None:
+    device = device_of("gpu" if copy is tap_gpu else "cpu")
+    h = torch.randn(9, width, generator=torch.Generator().manual_seed(5)).to(dtype).to(device)
+    h[2, 3], h[5, 4] = torch.nan, torch.inf
+    # More slots than rows: the buffer is as long as the largest batch.
+    slots = torch.tensor(SLOTS, dtype=torch.int32, device=device)
+    found, expected = _buffers(width, 2, dtype, device), _buffers(width, 2, dtype, device)
+    copy(h, slots, *found, 1)
+    tap_naive(h, slots, *expected, 1)
+    # The last row takes what is skipped.
+    torch.testing.assert_close(found[0][:-1], expected[0][:-1], rtol=0, atol=0, equal_nan=True)
+    assert (found[0][:-1, :width] == -7.0).all(), "the other layer's columns"
+    assert (found[0][5] == -7.0).all(), "a row that no slot names"
+    if copy is tap_gpu:
+        torch.testing.assert_close(found[1][:-1], expected[1][:-1], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("width", [24, 1500])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_fused_tap_computes_the_product_and_copies_it(dtype: torch.dtype, width: int) -> None:
+    device = device_of("gpu")
+    x = torch.randn(9, 2 * width, generator=torch.Generator().manual_seed(6)).to(dtype).to(device)
+    slots = torch.tensor(SLOTS, dtype=torch.int32, device=device)
+    record, maxima = _buffers(width, 2, dtype, device)
+    h = silu_mul_tap_gpu(x, slots, record, maxima, 1)
+    expected = silu_mul_tap_naive(x, slots, *_buffers(width, 2, dtype, device), 1)
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
+    torch.testing.assert_close(h, expected, rtol=tolerance, atol=tolerance)
+    # What was put aside is what went on, to the bit.
+    again, maxima_again = _buffers(width, 2, dtype, device)
+    tap_naive(h, slots, again, maxima_again, 1)
+    torch.testing.assert_close(record[:-1], again[:-1], rtol=0, atol=0)
+    torch.testing.assert_close(maxima[:-1], maxima_again[:-1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_op_copies_the_marked_rows_and_nothing_else(compiled: bool) -> None:
+    def layer(h: torch.Tensor, slots: torch.Tensor, record: torch.Tensor, maxima: torch.Tensor) -> torch.Tensor:
+        doubled = h * 2
+        tap(doubled, slots, record, maxima, 1)
+        return doubled + 1
+
+    run = torch.compile(layer, fullgraph=True, dynamic=True) if compiled else layer
+    for tokens in (5, 3):
+        h = torch.arange(tokens * 4, dtype=torch.float32).reshape(tokens, 4)
+        slots = torch.full((8,), -1, dtype=torch.int32)
+        slots[0], slots[2] = 1, 0
+        record = torch.full((3, 12), -7.0)
+        address = record.data_ptr()
+        out = run(h, slots, record, torch.zeros(3, 0))
+        torch.testing.assert_close(out, h * 2 + 1)
+        assert record.data_ptr() == address, "written in place, into the buffer that the reduction reads"
+        expected = torch.full((3, 12), -7.0)
+        expected[1, 4:8], expected[0, 4:8] = h[0] * 2, h[2] * 2
+        torch.testing.assert_close(record, expected)
+
+
+def test_a_tap_without_marked_rows_writes_nothing() -> None:
+    record = torch.full((2, 8), -7.0)
+    tap_naive(torch.ones(3, 4), torch.full((8,), -1, dtype=torch.int32), record, torch.zeros(2, 0), 0)
+    assert (record[:-1] == -7.0).all(), "only the last row, which is nobody's"
