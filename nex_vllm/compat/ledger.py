@@ -139,6 +139,15 @@ LEDGER = (
         ("self", "scheduler_output", "model_runner_output"),
     ),
     Entry(
+        "scheduler-add",
+        "vllm.v1.core.sched.scheduler:Scheduler.add_request",
+        "subclass",
+        "forget what an aborted request of the same name has left",
+        "0.32",
+        "per-request state that plugins may hang on a request",
+        ("self", "request"),
+    ),
+    Entry(
         "async-scheduler",
         "vllm.v1.core.sched.async_scheduler:AsyncScheduler",
         "subclass",

@@ -15,7 +15,7 @@ from nex_vllm.algorithm.scores import Masses
 from nex_vllm.engine.options import CheckedRequest
 from nex_vllm.engine.row_builder import RowBuilder
 from nex_vllm.engine.selection import Candidate, Selection
-from nex_vllm.engine.step import MASS_BYTES, TokenRecords
+from nex_vllm.engine.step import MASS_BYTES, RESPONSE_MASSES, TokenRecords
 
 logger = logging.getLogger("vllm.nex")
 
@@ -46,8 +46,10 @@ class FollowedCandidate:
         Records past these belong to tokens that were computed and thrown away. A teacher-forced request is recorded
         in its prompt: all of its records come with the one token that it samples.
         """
-        if type(packed) is bytes and self._num_forced is None:
-            # Once per token and candidate: kept as it came, and added up when the candidate has ended.
+        if not isinstance(packed, bytes) and RESPONSE_MASSES in packed:
+            self._packed_masses.append(packed[RESPONSE_MASSES])
+            return
+        if isinstance(packed, bytes) and self._num_forced is None:
             self._packed_masses.append(packed[: MASS_BYTES * num_tokens])
             return
         records = TokenRecords.unpack(packed)

@@ -15,6 +15,9 @@ STEP_ATTRIBUTE = "nex_step"
 MASS_BYTES = 3 * 8
 """The three masses of a token, as they travel."""
 
+RESPONSE_MASSES = "response"
+"""Key of the masses of all tokens of a response, where its last output brings them."""
+
 OUTPUT_KEY = "nex"
 """Key in ``EngineCoreOutput.kv_transfer_params``, the one free field on the way to the front end."""
 

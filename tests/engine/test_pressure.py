@@ -40,6 +40,23 @@ def test_a_preempted_request_records_exactly_the_tokens_it_returns(
             assert_same_sums(candidate.sums.keys, candidate.sums.masses, expected)
 
 
+@pytest.mark.parametrize("stop", [None, [" not"]])
+def test_masses_alone_of_a_preempted_request_add_up(engine: Any, shipped_model: Any, prompts: Any, stop: Any) -> None:
+    # They take another way than sums: gathered and sent with the last token, but for requests with stop strings.
+    llm = engine(shipped_model, NEX, num_gpu_blocks_override=18, block_size=32, enable_prefix_caching=False)
+    before = _counter(llm, "vllm:num_preemptions")
+    params = SamplingParams(n=4, nex_select="length", max_tokens=120, ignore_eos=True, temperature=0.9, stop=stop)
+    outputs = llm.generate(prompts[:6], params)
+    assert _counter(llm, "vllm:num_preemptions") > before, "the cache was too small for all: somebody was preempted"
+    candidates = [(output, candidate) for output in outputs for candidate in output.nex.candidates]
+    reasons = {candidate.finish_reason for _, candidate in candidates}
+    assert ("stop" in reasons) == (stop is not None), "stop strings were met where there are any"
+    reference = HookedModel(shipped_model)
+    for output, candidate in candidates:
+        expected = reference.sums(list(output.prompt_token_ids), candidate.token_ids, TOP_K)
+        assert candidate.tot_mass == pytest.approx(sum(expected.sums.values()), rel=1e-4)
+
+
 def test_a_prefill_in_chunks_records_the_last_position_once(engine: Any, shipped_model: Any, prompts: Any) -> None:
     llm = engine(shipped_model, NEX, max_num_batched_tokens=64, max_num_seqs=8, enable_chunked_prefill=True)
     long = [" ".join(prompts[i : i + 12]) for i in (0, 12, 24)]
