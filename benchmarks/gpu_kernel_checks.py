@@ -16,7 +16,7 @@ import torch
 
 from nex_vllm.kernels.choice import reduction
 from nex_vllm.kernels.select_reduce import masses_naive
-from nex_vllm.kernels.tap import GROUP, groups_per_layer, silu_mul_tap, silu_mul_tap_naive, tap, tap_naive
+from nex_vllm.kernels.tap import GROUP, groups_per_layer, layer_number, silu_mul_tap, silu_mul_tap_naive, tap, tap_naive
 
 
 def direct() -> dict[str, Any]:
@@ -33,7 +33,13 @@ def direct() -> dict[str, Any]:
                 maxima = torch.zeros((rows + 1, layers * groups_per_layer(width)), dtype=dtype, device="cuda")
                 slots = torch.arange(rows, dtype=torch.int32, device="cuda")
                 for layer in range(layers):
-                    copy(values.to(dtype).chunk(layers, 1)[layer].contiguous(), slots, record, maxima, layer)
+                    copy(
+                        values.to(dtype).chunk(layers, 1)[layer].contiguous(),
+                        slots,
+                        record,
+                        maxima,
+                        layer_number(layer, "cuda"),
+                    )
                 buffers.append((record, maxima))
             (record, maxima), (expected, _) = buffers
             found[f"{name} {dtype} tap"] = torch.equal(record[:-1], expected[:-1])
@@ -57,15 +63,22 @@ class _Step:
     record: Any
     maxima: Any
     weights: Any
+    layers: Any
 
     def run(self) -> list[Any]:
         """Compute and tap every layer; return the products."""
-        return [silu_mul_tap(x, self.slots, self.record, self.maxima, layer) for layer, x in enumerate(self.x)]
+        return [
+            silu_mul_tap(x, self.slots, self.record, self.maxima, layer)
+            for layer, x in zip(self.layers, self.x, strict=True)
+        ]
 
     def compare(self, products: list[Any], rows: int) -> dict[str, bool]:
         """Hold products, record and maxima to the naive tap and to each other."""
         expected, others = torch.zeros_like(self.record), torch.zeros_like(self.maxima)
-        naive = [silu_mul_tap_naive(x, self.slots, expected, others, layer) for layer, x in enumerate(self.x)]
+        naive = [
+            silu_mul_tap_naive(x, self.slots, expected, others, layer)
+            for layer, x in zip(self.layers, self.x, strict=True)
+        ]
         record = self.record[:rows]
         return {
             "products": all(map(_close, products, naive)),
@@ -102,6 +115,7 @@ def capture() -> dict[str, Any]:
         record=torch.zeros((tokens + 1, layers * width), dtype=torch.bfloat16, device="cuda"),
         maxima=torch.zeros((tokens + 1, layers * groups_per_layer(width)), dtype=torch.bfloat16, device="cuda"),
         weights=torch.rand(layers * width, device="cuda") * 2 - 1,
+        layers=[layer_number(layer, "cuda") for layer in range(layers)],
     )
     operations = reduction("gpu", step.record, step.maxima, step.weights, top_k, layers)
     taps, products = _captured(step.run)

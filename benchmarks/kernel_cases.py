@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nex_vllm.kernels.choice import Reduction, reduction
-from nex_vllm.kernels.tap import groups_per_layer, tap_naive
+from nex_vllm.kernels.tap import groups_per_layer, layer_number, tap_naive
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,13 @@ def fill(case: Case, device: str) -> Filled:
     maxima = torch.zeros((case.rows + 1, groups), dtype=case.dtype, device=device)
     slots = torch.arange(case.rows, dtype=torch.int32, device=device)
     for layer in range(case.layers):
-        tap_naive(gated(case.rows, case.width, case.dtype, device, seed=layer), slots, record, maxima, layer)
+        tap_naive(
+            gated(case.rows, case.width, case.dtype, device, seed=layer),
+            slots,
+            record,
+            maxima,
+            layer_number(layer, device),
+        )
     weights = torch.rand(case.neurons, generator=torch.Generator().manual_seed(1)) * 2 - 1
     return Filled(record, maxima, weights.to(device))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from kernel_cases import CPU_CASES, GPU_CASES, Case, Filled, fill, gated, reduce
 from timing import alternate, summary
 from tqdm import tqdm
 
-from nex_vllm.kernels.tap import GROUP, groups_per_layer, silu_mul_tap, tap, tap_naive
+from nex_vllm.kernels.tap import GROUP, groups_per_layer, layer_number, silu_mul_tap, tap, tap_naive
 
 COPY_BYTES = 4 << 30
 OURS, WITH_PASS = "ours", "ours with pass"
@@ -109,11 +110,7 @@ def taps_gpu(tokens: int, marked: int, rounds: int) -> dict[str, Any]:
     x = torch.randn((tokens, 2 * TAP_WIDTH), device="cuda").to(torch.bfloat16)
     slots = torch.full((tokens,), -1, dtype=torch.int32, device="cuda")
     slots[tokens - marked :] = torch.arange(marked, dtype=torch.int32, device="cuda")
-    layer = [0]
-
-    def next_layer() -> int:
-        layer[0] = (layer[0] + 1) % TAP_LAYERS
-        return layer[0]
+    layers = itertools.cycle([layer_number(layer, "cuda") for layer in range(TAP_LAYERS)])
 
     @torch.compile(dynamic=False)
     def silu_mul(x: torch.Tensor) -> torch.Tensor:
@@ -123,8 +120,8 @@ def taps_gpu(tokens: int, marked: int, rounds: int) -> dict[str, Any]:
     times = alternate(
         {
             "plain": lambda: silu_mul(x),
-            "fused": lambda: silu_mul_tap(x, slots, record, maxima, next_layer()),
-            "separate": lambda: tap(silu_mul(x), slots, record, maxima, next_layer()),
+            "fused": lambda: silu_mul_tap(x, slots, record, maxima, next(layers)),
+            "separate": lambda: tap(silu_mul(x), slots, record, maxima, next(layers)),
         },
         rounds,
         "cuda",

@@ -15,7 +15,7 @@ import torch
 from kernel_cases import CPU_CASES, Case, fill, gated, reduce_with
 
 from nex_vllm.kernels.cpu import tap_cpu
-from nex_vllm.kernels.tap import tap_naive
+from nex_vllm.kernels.tap import layer_number, tap_naive
 
 IDS = [f"{case.rows}x{case.neurons}-{case.dtype_name}" for case in CPU_CASES]
 
@@ -51,5 +51,5 @@ def test_tap(benchmark: Callable[..., Any], tap: Callable[..., None]) -> None:
     filled = fill(case, "cpu")
     h = gated(case.rows, case.width, case.dtype, "cpu", seed=9)
     slots = torch.arange(case.rows, dtype=torch.int32)
-    benchmark(tap, h, slots, filled.record, filled.maxima, 3)
+    benchmark(tap, h, slots, filled.record, filled.maxima, layer_number(3, "cpu"))
     torch.testing.assert_close(filled.record[: case.rows, 3 * case.width : 4 * case.width], h, rtol=0, atol=0)

@@ -22,8 +22,9 @@ def _as_integers(x: Tensor) -> npt.NDArray[Any]:
     return bits
 
 
-@numba.cfunc("void(voidptr, voidptr, voidptr, intp, intp, intp, intp)", cache=True)
-def _copy_rows(h: Any, slots: Any, record: Any, rows: int, num_bytes: int, row_bytes: int, offset: int) -> None:
+@numba.cfunc("void(voidptr, voidptr, voidptr, voidptr, intp, intp, intp)", cache=True)
+def _copy_rows(h: Any, slots: Any, record: Any, layer: Any, rows: int, num_bytes: int, row_bytes: int) -> None:
+    offset = numba.carray(layer, (1,), np.int32)[0] * num_bytes
     source = numba.carray(h, (rows, num_bytes), np.uint8)
     slot_of = numba.carray(slots, (rows,), np.int32)
     for row in range(rows):
@@ -36,16 +37,15 @@ def _copy_rows(h: Any, slots: Any, record: Any, rows: int, num_bytes: int, row_b
                 target[i] = given[i]
 
 
-def tap_cpu(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> None:
+def tap_cpu(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: Tensor) -> None:
     """Do what :func:`nex_vllm.kernels.tap.tap_naive` does; maxima are of no use here and have no columns."""
     # By address: this runs once per layer and step, and numba would look at every array anew.
     h = h.contiguous()
     rows, width = h.shape
     size = h.element_size()
     _copy_rows.ctypes(
-        h.data_ptr(), slots.data_ptr(), record.data_ptr(), rows, width * size, record.stride(0) * size,
-        layer * width * size,
-    )  # fmt: skip
+        h.data_ptr(), slots.data_ptr(), record.data_ptr(), layer.data_ptr(), rows, width * size, record.stride(0) * size
+    )
 
 
 @compiled

@@ -24,12 +24,11 @@ class GpuReduction:
         rows, device = len(record), record.device
         self._listed = torch.zeros(maxima.shape, dtype=torch.int32, device=device)
         self._masses = torch.zeros((rows, 3), dtype=torch.float64, device=device)
-        self._counts = torch.zeros(rows, dtype=torch.int32, device=device)
 
     @property
     def num_bytes(self) -> int:
         """Memory of the buffers."""
-        return sum(each.nbytes for each in (self._listed, self._masses, self._counts))
+        return sum(each.nbytes for each in (self._listed, self._masses))
 
     def masses(self, num_rows: int) -> Tensor:
         """Return the masses of the first rows."""
@@ -46,10 +45,7 @@ class GpuReduction:
             least = self.thresholds(own)
         else:
             least = least[rows]
-        counts = self._counts[: len(rows)]
-        scratch = torch.empty((len(rows), 3), dtype=torch.float64, device=record.device)
-        masses_at_gpu(record, maxima, self._listed, self._weights, least, self._layers, scratch, counts)
-        return flush_gpu(record, maxima, self._listed, least, counts, self._layers)
+        return flush_gpu(record, maxima, self._listed, self._weights, least, self._layers)
 
     def strongest(self, num_rows: int) -> Tensor:
         """Return the K largest masses of the first rows."""
@@ -65,8 +61,6 @@ class GpuReduction:
 
     def masses_at(self, least: Tensor) -> Tensor:
         """Return the masses of the first rows, at these thresholds."""
-        out, counts = self._masses[: len(least)], self._counts[: len(least)]
-        masses_at_gpu(
-            self._record[: len(least)], self._maxima, self._listed, self._weights, least, self._layers, out, counts
-        )
+        out = self._masses[: len(least)]
+        masses_at_gpu(self._record[: len(least)], self._maxima, self._listed, self._weights, least, self._layers, out)
         return out

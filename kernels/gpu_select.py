@@ -7,10 +7,10 @@ The tap has left each group's maximum beside the record. A program
 3. finds the K-th largest value among these groups: the threshold of the whole row, exactly;
 4. adds up what reaches the threshold.
 
-Both ranks are found by binary search over bit patterns: 15 counts for a 16-bit type, 31 for float32. A count is a
-compare and a sum over data that stays in the nearest cache; a histogram of an 8-bit digit would need two rounds (four),
-but about sixty instructions for every 32 values of each. Ties, at worst all neurons equal, make the lists longer and
-nothing else: they have room for every group.
+Both ranks are found by searching among bit patterns, three cuts at a time: 8 rounds for a 16-bit type, 16 for float32.
+A round is a compare and a sum over data that stays in the nearest cache; a histogram of an 8-bit digit would need two
+rounds (four), but about sixty instructions for every 32 values of each. Which is faster on a GPU is not measured yet.
+Ties, at worst all neurons equal, make the lists longer and nothing else: they have room for every group.
 """
 
 from __future__ import annotations
@@ -29,31 +29,63 @@ _WARPS = 8
 
 
 @triton.jit
+def _cuts(low, high):
+    """Return three patterns that cut ``low + 1 .. high`` into quarters; the last ones fall together near the end."""
+    span = high - low
+    quarter = span // 4 + 1
+    return low + quarter, low + tl.minimum(2 * quarter, span), low + tl.minimum(3 * quarter, span)
+
+
+@triton.jit
+def _reached(bits, first, second, third):
+    """Count what reaches each of three patterns in one sum: a tile has fewer than 2**20 values."""
+    one = tl.full([], 1, tl.int64)
+    return tl.sum(
+        tl.where(bits >= first, one, 0) + tl.where(bits >= second, one << 20, 0) + tl.where(bits >= third, one << 40, 0)
+    )
+
+
+@triton.jit
+def _narrow(low, high, rank, first, second, third, one, two, three):
+    """Return the quarter that the rank-th largest is in, by what reaches each of the cuts."""
+    above = tl.where(one >= rank, first, low)
+    above = tl.where(two >= rank, second, above)
+    above = tl.where(three >= rank, third, above)
+    below = tl.where(three < rank, third - 1, high)
+    below = tl.where(two < rank, second - 1, below)
+    below = tl.where(one < rank, first - 1, below)
+    return above, below
+
+
+@triton.jit
 def _of_rank(values, count, rank, TILE: tl.constexpr, KIND: tl.constexpr):
     """Return the rank-th largest pattern of ``values[:count]``, 1 if fewer are positive."""
     low = tl.full([], 1, tl.int32)
     high = tl.full([], _largest_pattern(KIND), tl.int32)
     while low < high:
-        middle = low + (high - low + 1) // 2
-        reached = tl.zeros([], tl.int32)
+        first, second, third = _cuts(low, high)
+        one = tl.zeros([], tl.int32)
+        two = tl.zeros([], tl.int32)
+        three = tl.zeros([], tl.int32)
         for start in range(0, count, TILE):
             index = start + tl.arange(0, TILE)
             bits = tl.load(values + index, mask=index < count, other=0)
-            reached += tl.sum((ranked(bits, KIND) >= middle).to(tl.int32))
-        if reached >= rank:
-            low = middle
-        else:
-            high = middle - 1
+            reached = _reached(ranked(bits, KIND), first, second, third)
+            one += (reached & 0xFFFFF).to(tl.int32)
+            two += ((reached >> 20) & 0xFFFFF).to(tl.int32)
+            three += (reached >> 40).to(tl.int32)
+        low, high = _narrow(low, high, rank, first, second, third, one, two, three)
     return low
 
 
 @triton.jit
-def _list_groups(maxima, groups, bound, listed, TILE: tl.constexpr):
+def _list_groups(maxima, groups, bound, listed, TILE: tl.constexpr, KIND: tl.constexpr):
     """Write the numbers of the groups whose maximum reaches the bound, ascending; return how many."""
     count = tl.zeros([], tl.int32)
     for start in range(0, groups, TILE):
         group = start + tl.arange(0, TILE)
-        reaches = (tl.load(maxima + group, mask=group < groups, other=0) >= bound).to(tl.int32)
+        largest = ranked(tl.load(maxima + group, mask=group < groups, other=0), KIND)
+        reaches = (largest >= bound).to(tl.int32)
         tl.store(listed + count + tl.cumsum(reaches, 0) - 1, group, mask=reaches > 0)
         count += tl.sum(reaches)
     # What one thread of the program wrote, others read.
@@ -76,23 +108,22 @@ def _columns(listed, start, count, width, per_layer, GROUPS: tl.constexpr, GROUP
 @triton.jit
 def _threshold(row, listed, count, rank, width, per_layer, TILE: tl.constexpr, GROUP: tl.constexpr,
                KIND: tl.constexpr):  # fmt: skip
-    """Return the rank-th largest pattern in the listed groups, or a cut below it that keeps the same neurons."""
+    """Return the rank-th largest pattern in the listed groups, 1 if fewer are positive."""
     low = tl.full([], 1, tl.int32)
     high = tl.full([], _largest_pattern(KIND), tl.int32)
     while low < high:
-        middle = low + (high - low + 1) // 2
-        reached = tl.zeros([], tl.int32)
+        first, second, third = _cuts(low, high)
+        one = tl.zeros([], tl.int32)
+        two = tl.zeros([], tl.int32)
+        three = tl.zeros([], tl.int32)
         for start in range(0, count, TILE // GROUP):
             columns, valid = _columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
-            bits = tl.load(row + columns, mask=valid, other=0)
-            reached += tl.sum((ranked(bits, KIND) >= middle).to(tl.int32))
-        if reached >= rank:
-            low = middle
-            # Exactly enough: a cut that keeps the same neurons as the threshold does.
-            if reached == rank:
-                high = middle
-        else:
-            high = middle - 1
+            bits = tl.reshape(tl.load(row + columns, mask=valid, other=0), [TILE])
+            reached = _reached(ranked(bits, KIND), first, second, third)
+            one += (reached & 0xFFFFF).to(tl.int32)
+            two += ((reached >> 20) & 0xFFFFF).to(tl.int32)
+            three += (reached >> 40).to(tl.int32)
+        low, high = _narrow(low, high, rank, first, second, third, one, two, three)
     return low
 
 
@@ -128,7 +159,7 @@ def select_reduce_kernel(record, maxima, weights, listed, out, record_stride, ma
     listed += number * groups
     maxima += number * maxima_stride
     bound = _of_rank(maxima, groups, rank, TILE, KIND)
-    count = _list_groups(maxima, groups, bound, listed, TILE)
+    count = _list_groups(maxima, groups, bound, listed, TILE, KIND)
     least = _threshold(row, listed, count, rank, width, per_layer, TILE, GROUP, KIND)
     _add_up(row, weights, listed, count, least, out + number * 3, width, per_layer, TILE, GROUP, KIND)
 
@@ -144,7 +175,7 @@ def strongest_kernel(record, maxima, listed, out, record_stride, maxima_stride, 
     maxima += number * maxima_stride
     out += number * rank
     bound = _of_rank(maxima, groups, rank, TILE, KIND)
-    count = _list_groups(maxima, groups, bound, listed, TILE)
+    count = _list_groups(maxima, groups, bound, listed, TILE, KIND)
     least = _threshold(row, listed, count, rank, width, per_layer, TILE, GROUP, KIND)
     above = tl.zeros([], tl.int32)
     reached = tl.zeros([], tl.int32)
@@ -170,21 +201,23 @@ def thresholds_kernel(values, out, stride, count, rank, TILE: tl.constexpr, KIND
 
 @triton.jit
 def reduce_kernel(record, maxima, weights, least, listed, out, counts, record_stride, maxima_stride, width, per_layer,
-                  groups, TILE: tl.constexpr, GROUP: tl.constexpr,
-                  KIND: tl.constexpr):  # fmt: skip
-    """Reduce one row at a threshold that is known, and count what reaches it."""
+                  groups, TILE: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr,
+                  COUNT: tl.constexpr):  # fmt: skip
+    """Reduce one row at a threshold that is known, or count what reaches it."""
     number = tl.program_id(0).to(tl.int64)
     row = record + number * record_stride
     listed += number * groups
     bound = tl.load(least + number)
-    count = _list_groups(maxima + number * maxima_stride, groups, bound, listed, TILE)
-    _add_up(row, weights, listed, count, bound, out + number * 3, width, per_layer, TILE, GROUP, KIND)
-    kept = tl.zeros([], tl.int32)
-    for start in range(0, count, TILE // GROUP):
-        columns, valid = _columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
-        bits = ranked(tl.load(row + columns, mask=valid, other=0), KIND)
-        kept += tl.sum((bits >= bound).to(tl.int32))
-    tl.store(counts + number, kept)
+    count = _list_groups(maxima + number * maxima_stride, groups, bound, listed, TILE, KIND)
+    if COUNT:
+        kept = tl.zeros([], tl.int32)
+        for start in range(0, count, TILE // GROUP):
+            columns, valid = _columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
+            bits = ranked(tl.load(row + columns, mask=valid, other=0), KIND)
+            kept += tl.sum((bits >= bound).to(tl.int32))
+        tl.store(counts + number, kept)
+    else:
+        _add_up(row, weights, listed, count, bound, out + number * 3, width, per_layer, TILE, GROUP, KIND)
 
 
 @triton.jit
@@ -196,7 +229,7 @@ def flush_kernel(record, maxima, least, listed, starts, out_columns, out_masses,
     row = record + number * record_stride
     listed += number * groups
     bound = tl.load(least + number)
-    count = _list_groups(maxima + number * maxima_stride, groups, bound, listed, TILE)
+    count = _list_groups(maxima + number * maxima_stride, groups, bound, listed, TILE, KIND)
     end = tl.load(starts + number)
     for start in range(0, count, TILE // GROUP):
         columns, valid = _columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
@@ -262,33 +295,31 @@ def thresholds_gpu(values: Tensor, top_k: int, out: Tensor) -> None:
 
 
 def masses_at_gpu(
-    record: Tensor, maxima: Tensor, listed: Tensor, weights: Tensor, least: Tensor, layers: int, out: Tensor,
-    counts: Tensor,
-) -> None:  # fmt: skip
-    """Do what :func:`nex_vllm.kernels.select_reduce.masses_at` does, at bit patterns (``least``: int32 [rows]).
+    record: Tensor, maxima: Tensor, listed: Tensor, weights: Tensor, least: Tensor, layers: int, out: Tensor
+) -> None:
+    """Do what :func:`nex_vllm.kernels.select_reduce.masses_at` does, at bit patterns (``least``: int32 [rows])."""
+    _reduce_at(record, maxima, listed, weights, least, layers, out, count=False)
 
-    Args:
-        record: as in :func:`masses_gpu`, as the rest.
-        maxima: see there.
-        listed: see there.
-        weights: see there.
-        least: int32 [rows], the thresholds' patterns.
-        layers: see there.
-        out: see there.
-        counts: int32 [rows], number of kept neurons.
-    """
+
+def _reduce_at(
+    record: Tensor, maxima: Tensor, listed: Tensor, weights: Tensor, least: Tensor, layers: int, out: Tensor, *,
+    count: bool,
+) -> None:  # fmt: skip
+    """Write each row's masses into ``out`` (float64 [rows, 3]) or, if told to, its number of kept neurons (int32)."""
     width, per_layer, groups = _sizes(record, maxima, layers)
     if len(record):
         reduce_kernel[(len(record),)](
-            as_integers(record), as_integers(maxima), weights, least, listed, out, counts, record.stride(0),
+            as_integers(record), as_integers(maxima), weights, least, listed, out, out, record.stride(0),
             maxima.stride(0), width, per_layer, groups, TILE=_TILE, GROUP=GROUP, KIND=KINDS[record.dtype],
-            num_warps=_WARPS,
+            COUNT=count, num_warps=_WARPS,
         )  # fmt: skip
 
 
-def flush_gpu(record: Tensor, maxima: Tensor, listed: Tensor, least: Tensor, counts: Tensor, layers: int) -> Entries:
+def flush_gpu(record: Tensor, maxima: Tensor, listed: Tensor, weights: Tensor, least: Tensor, layers: int) -> Entries:
     """Do what :func:`nex_vllm.kernels.select_reduce.entries_at` does, at bit patterns; it waits for the counts."""
     width, per_layer, groups = _sizes(record, maxima, layers)
+    counts = torch.empty(len(record), dtype=torch.int32, device=record.device)
+    _reduce_at(record, maxima, listed, weights, least, layers, counts, count=True)
     ends = counts.long().cumsum(0)
     size = int(ends[-1]) if len(counts) else 0
     columns = torch.empty(size, dtype=torch.int64, device=record.device)

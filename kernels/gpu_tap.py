@@ -22,11 +22,12 @@ _WARPS = 4
 def _put_aside(bits, valid, columns, slot, record, maxima, record_stride, maxima_stride, layer, width, groups,
                BLOCK: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr):  # fmt: skip
     """Write one block of a recorded row and the maxima of its groups."""
-    row = record + slot * record_stride + layer * width
+    number = tl.load(layer)
+    row = record + slot * record_stride + number * width
     tl.store(row + columns, bits, mask=valid)
     grouped = tl.reshape(tl.where(valid, ranked(bits, KIND), 0), [BLOCK // GROUP, GROUP])
     group = tl.program_id(1) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
-    target = maxima + slot * maxima_stride + layer * groups + group
+    target = maxima + slot * maxima_stride + number * groups + group
     tl.store(target, tl.maximum(tl.max(grouped, axis=1), 0).to(bits.dtype), mask=group < groups)
 
 
@@ -64,7 +65,7 @@ def silu_mul_tap_kernel(x, h, slots, record, maxima, x_stride, h_stride, record_
                    BLOCK, GROUP, KIND)  # fmt: skip
 
 
-def tap_gpu(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> None:
+def tap_gpu(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: Tensor) -> None:
     """Do what :func:`nex_vllm.kernels.tap.tap_naive` does."""
     tokens, width = h.shape
     if tokens == 0:
@@ -76,7 +77,7 @@ def tap_gpu(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int
     )  # fmt: skip
 
 
-def silu_mul_tap_gpu(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> Tensor:
+def silu_mul_tap_gpu(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: Tensor) -> Tensor:
     """Do what :func:`nex_vllm.kernels.tap.silu_mul_tap_naive` does."""
     tokens, width = x.shape[0], x.shape[1] // 2
     h = torch.empty((tokens, width), dtype=x.dtype, device=x.device)

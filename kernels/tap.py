@@ -18,8 +18,8 @@ GROUP = 16
 """Neurons that share a maximum beside the record on a GPU: 32 bytes of a 16-bit type, the least that is transferred."""
 
 _library: Any = torch.library.Library("nex", "DEF")  # type: ignore[no-untyped-call]
-_library.define("tap(Tensor h, Tensor slots, Tensor(a!) record, Tensor(b!) maxima, int layer) -> ()")
-_library.define("silu_mul_tap(Tensor x, Tensor slots, Tensor(a!) record, Tensor(b!) maxima, int layer) -> Tensor")
+_library.define("tap(Tensor h, Tensor slots, Tensor(a!) record, Tensor(b!) maxima, Tensor layer) -> ()")
+_library.define("silu_mul_tap(Tensor x, Tensor slots, Tensor(a!) record, Tensor(b!) maxima, Tensor layer) -> Tensor")
 
 
 def groups_per_layer(width: int) -> int:
@@ -27,7 +27,12 @@ def groups_per_layer(width: int) -> int:
     return -(-width // GROUP)
 
 
-def tap_naive(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> None:
+def layer_number(layer: int, device: torch.device | str) -> Tensor:
+    """Return a layer's number as the ops take it: a tensor, so that all layers are the same graph to a compiler."""
+    return torch.tensor([layer], dtype=torch.int32, device=device)
+
+
+def tap_naive(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: Tensor) -> None:
     """Copy row ``i`` of ``h`` into row ``slots[i]`` of the record for every i with ``slots[i] >= 0``.
 
     Args:
@@ -37,20 +42,20 @@ def tap_naive(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: i
             nobody's.
         maxima: [rows + 1, layers * groups per layer], dtype of ``h``; each group's largest activation mass, a NaN
             before everything. With no column it is left alone.
-        layer: number of the layer.
+        layer: int32 [1], from :func:`layer_number`.
     """
     # Every row is written somewhere: shapes depend on no data, so a graph can be captured and nothing waits.
-    index = torch.where(slots[: h.shape[0]] < 0, record.shape[0] - 1, slots[: h.shape[0]]).long()
+    row = torch.where(slots[: h.shape[0]] < 0, record.shape[0] - 1, slots[: h.shape[0]]).long()[:, None]
     width = h.shape[1]
-    record[:, layer * width : (layer + 1) * width].index_copy_(0, index, h)
+    record[row, layer * width + torch.arange(width, device=h.device)] = h
     if maxima.shape[1]:
         groups = groups_per_layer(width)
         masses = torch.nn.functional.pad(h.clamp_min(0), (0, groups * GROUP - width))
         largest = masses.view(-1, groups, GROUP).amax(dim=2)
-        maxima[:, layer * groups : (layer + 1) * groups].index_copy_(0, index, largest)
+        maxima[row, layer * groups + torch.arange(groups, device=h.device)] = largest
 
 
-def silu_mul_tap_naive(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> Tensor:
+def silu_mul_tap_naive(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: Tensor) -> Tensor:
     """Return ``silu(g) * u`` for ``x = [g, u]`` (eq. 3), and tap it.
 
     Args:
@@ -69,23 +74,23 @@ def silu_mul_tap_naive(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor,
     return h
 
 
-def _tap_cuda(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> None:
+def _tap_cuda(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: Tensor) -> None:
     from nex_vllm.kernels.gpu_tap import tap_gpu
 
     tap_gpu(h, slots, record, maxima, layer)
 
 
-def _silu_mul_tap_cuda(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> Tensor:
+def _silu_mul_tap_cuda(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: Tensor) -> Tensor:
     from nex_vllm.kernels.gpu_tap import silu_mul_tap_gpu
 
     return silu_mul_tap_gpu(x, slots, record, maxima, layer)
 
 
-def _tap_shape(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> None:
+def _tap_shape(h: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: Tensor) -> None:
     """Shape propagation: nothing is returned."""
 
 
-def _silu_mul_tap_shape(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: int) -> Tensor:
+def _silu_mul_tap_shape(x: Tensor, slots: Tensor, record: Tensor, maxima: Tensor, layer: Tensor) -> Tensor:
     """Shape propagation."""
     return x.new_empty(x.shape[0], x.shape[1] // 2)
 
@@ -94,7 +99,7 @@ _library.impl("tap", tap_naive, "CompositeExplicitAutograd")
 _library.impl("silu_mul_tap", silu_mul_tap_naive, "CompositeExplicitAutograd")
 _library.impl("tap", _tap_cuda, "CUDA")
 _library.impl("silu_mul_tap", _silu_mul_tap_cuda, "CUDA")
-if importlib.util.find_spec("numba") is not None:
+if not torch.cuda.is_available() and importlib.util.find_spec("numba") is not None:
     from nex_vllm.kernels.cpu import tap_cpu
 
     _library.impl("tap", tap_cpu, "CPU")

@@ -12,7 +12,7 @@ from nex_vllm.engine.layout import NeuronLayout
 from nex_vllm.engine.ranks import Ranks
 from nex_vllm.engine.record import Record
 from nex_vllm.errors import InputError
-from nex_vllm.kernels.tap import silu_mul_tap, tap
+from nex_vllm.kernels.tap import layer_number, silu_mul_tap, tap
 
 # act(gate) * up, the product that the down-projection reads. Others (clamped, sparse or interleaved gates) compute
 # something else under a similar name.
@@ -25,7 +25,7 @@ class TappedActivation(nn.Module):
     def __init__(self, plain: nn.Module, record: Record, layer: int) -> None:
         super().__init__()
         self.plain = plain
-        self.layer = layer
+        self.layer = layer_number(layer, record.data.device)
         # Plain attributes, not buffers: they belong to no checkpoint, and compilation takes them as graph inputs.
         self.slots = record.slots
         self.record = record.data

@@ -95,6 +95,11 @@ def _refuse_unsupported(config: Any) -> None:
             "Adaptive verification deals drafts out on the device, where NEX cannot follow which row is whose; set "
             'speculative_config={"enable_adaptive_verification": false}.'
         )
+    if getattr(config.cache_config, "kv_sharing_fast_prefill", False):
+        raise InputError(
+            "NEX does not record under kv_sharing_fast_prefill, where the last layers see only some rows of a batch; "
+            "leave it off."
+        )
     if config.compilation_config.pass_config.fuse_act_quant and config.quant_config is not None:
         raise InputError(
             "The activation is fused with quantisation (pass_config.fuse_act_quant), which removes the tensor that NEX "

@@ -76,7 +76,8 @@ class FollowedCandidate:
         self._masses += records.masses.sum(axis=0)
         expected = len(self.token_ids) if self._num_forced is None else self._num_forced
         complete = self._num_recorded == expected
-        if not complete:
+        # Masses come with the last token, so an aborted response has none.
+        if not complete and self.finish_reason != "abort":
             logger.error(
                 "NEX recorded %d of %d tokens of candidate %d; it stays unscored.",
                 self._num_recorded,

@@ -13,6 +13,8 @@ from nex_vllm.engine.transfer import HostCopies, HostCopy
 from nex_vllm.kernels.choice import choose, reduction
 from nex_vllm.kernels.tap import groups_per_layer
 
+_VALUES_AT_ONCE = 1 << 26
+
 
 class Record:
     """Activations of the batch rows that are recorded in the current step.
@@ -82,7 +84,17 @@ class Record:
 
     def entries(self, rows: torch.Tensor) -> Entries:
         """Return the kept activations of rows (int64 [m] on the device) that :meth:`reduce` has just reduced."""
+        # In parts: the rows are copied, and that much memory nobody has set aside.
+        parts = torch.split(rows, max(1, _VALUES_AT_ONCE // self.layout.num_neurons))
+        return Entries.concatenate([self._entries(part) for part in parts])
+
+    def _entries(self, rows: torch.Tensor) -> Entries:
         counts, columns, values = self._reduction.entries(rows, self._least)
         starts = np.concatenate([[0], np.cumsum(counts.cpu().numpy())])
         entries = Entries(starts, self.layout.keys(columns.cpu().numpy()), values.cpu().numpy())
         return entries if self._ranks is None else self._ranks.join(entries, rows.device)
+
+    def warm_up(self) -> None:
+        """Compile and set up, while the engine starts, what the first step would otherwise wait for."""
+        self.reduce(1).numpy()
+        self.entries(torch.zeros(1, dtype=torch.int64, device=self.data.device))

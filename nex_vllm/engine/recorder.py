@@ -15,6 +15,8 @@ from nex_vllm.engine.record import Record
 from nex_vllm.engine.step import Entries, StepRecord
 from nex_vllm.engine.transfer import HostCopy
 
+_ROWS_AT_ONCE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
@@ -195,9 +197,10 @@ class Recorder:
         device = self.record.slots.device
         entropy = log_probabilities = None
         if logit_spans:
-            log_probabilities = torch.log_softmax(logits_of(_indices(logit_spans, device)).float(), dim=-1)
-            # 0 * -inf, from a masked token, counts as 0.
-            entropy = -torch.nan_to_num(log_probabilities.exp() * log_probabilities, nan=0.0).sum(dim=-1)
+            log_probabilities = torch.log_softmax(logits_of(_indices(logit_spans, device)), dim=-1, dtype=torch.float32)
+            # In parts, because nobody has set memory aside for a second matrix of this size.
+            parts = log_probabilities.split(_ROWS_AT_ONCE)
+            entropy = torch.cat([torch.special.entr(part.exp()).sum(dim=-1) for part in parts])
         return PendingStep(
             plan.spans,
             plan.forced_offset,
@@ -226,8 +229,9 @@ class Recorder:
 def _indices(spans: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
     """Return the rows of spans ``(first, count)`` one after the other, int64."""
     ranges = [np.arange(first, first + count) for first, count in spans]
-    rows = np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
-    return torch.from_numpy(rows).to(device)
+    rows = torch.from_numpy(np.concatenate(ranges) if ranges else np.zeros(0, np.int64))
+    # From pageable memory the copy would wait for everything that the stream still has to do.
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
 
 
 @dataclass(slots=True)
@@ -243,7 +247,8 @@ class PendingStep:
         stats_first: see there.
         entropy: float32 [rows], of the rows that asked; None if none did.
         log_probabilities: float32 [rows, vocabulary], of the same rows.
-        ready: on a GPU, when the last two are: another thread, with a stream of its own, reads them.
+        ready: on a GPU, when the last two are: they are read on a stream of their own, which waits for this and not
+            for the next step's forward pass.
     """
 
     spans: dict[str, tuple[int, int]]
@@ -275,8 +280,16 @@ class PendingStep:
     def _token_stats(self, sampled: Mapping[str, Sequence[int]]) -> npt.NDArray[np.float32] | None:
         if self.log_probabilities is None or self.entropy is None:
             return None
-        if self.ready is not None:
-            torch.cuda.current_stream(self.entropy.device).wait_event(self.ready)
+        if self.ready is None:
+            return self._stats_of(sampled)
+        stream: Any = torch.cuda.Stream(self.entropy.device)
+        stream.wait_event(self.ready)
+        with torch.cuda.stream(stream):
+            return self._stats_of(sampled)
+
+    def _stats_of(self, sampled: Mapping[str, Sequence[int]]) -> npt.NDArray[np.float32]:
+        assert self.log_probabilities is not None
+        assert self.entropy is not None
         kept = [(first, sampled.get(name, ())) for name, first in self.stats_first.items()]
         rows = _indices([(first, len(tokens)) for first, tokens in kept], self.entropy.device)
         tokens = torch.tensor([token for _, each in kept for token in each], dtype=torch.int64).to(rows.device)

@@ -36,6 +36,18 @@ class Entries:
     keys: npt.NDArray[np.uint32]
     values: npt.NDArray[np.float32]
 
+    @classmethod
+    def concatenate(cls, parts: list[Entries]) -> Entries:
+        """Join the entries of consecutive rows."""
+        if len(parts) == 1:
+            return parts[0]
+        counts = np.concatenate([np.diff(part.starts) for part in parts])
+        return cls(
+            np.concatenate([[0], np.cumsum(counts)]),
+            np.concatenate([part.keys for part in parts]),
+            np.concatenate([part.values for part in parts]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRecords:

@@ -76,6 +76,7 @@ class _RecordingWorker(_BesideVllm):
             ranks=ranks,
         )
         place_taps(mlps, record)
+        record.warm_up()
         self._recorder = Recorder(record, teacher_forced=settings.teacher_forced)
         runners.attach(self.model_runner, self._recorder)
         logger.info(

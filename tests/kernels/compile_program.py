@@ -27,7 +27,7 @@ TYPES = {0: ("*i16", "*bf16"), 1: ("*i16", "*fp16"), 2: ("*i32", "*fp32")}
 
 POINTERS = {
     "weights": "*fp32", "out": "*fp64", "listed": "*i32", "least": "*i32", "counts": "*i32", "slots": "*i32",
-    "starts": "*i64", "out_columns": "*i64", "out_masses": "*fp32",
+    "layer": "*i32", "starts": "*i64", "out_columns": "*i64", "out_masses": "*fp32",
 }  # fmt: skip
 PATTERNS = {"record", "maxima", "values"}
 KERNELS = (
@@ -36,7 +36,8 @@ KERNELS = (
     (gpu_select.select_reduce_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {}),
     (gpu_select.strongest_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {"out": "pattern"}),
     (gpu_select.thresholds_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {"out": "*i32"}),
-    (gpu_select.reduce_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {}),
+    (gpu_select.reduce_kernel, {"TILE": gpu_select._TILE, "COUNT": 0}, gpu_select._WARPS, {}),
+    (gpu_select.reduce_kernel, {"TILE": gpu_select._TILE, "COUNT": 1}, gpu_select._WARPS, {"out": "*i32"}),
     (gpu_select.flush_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {}),
 )
 
@@ -89,7 +90,7 @@ def main() -> None:
         for kind in TYPES:
             for capability in CAPABILITIES:
                 ptx = _compile(kernel, sizes, warps, types, kind, capability)
-                found[f"{kernel.__name__} kind {kind} sm_{capability}"] = _assemble(ptx, capability)
+                found[f"{kernel.__name__} {sizes} kind {kind} sm_{capability}"] = _assemble(ptx, capability)
     json.dump(found, sys.stdout)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from nex_vllm.kernels.choice import Reduction, reduction
-from nex_vllm.kernels.tap import groups_per_layer, tap_naive
+from nex_vllm.kernels.tap import groups_per_layer, layer_number, tap_naive
 
 NAMES = ("naive", "cpu", "gpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,7 +51,7 @@ def put_together(
     maxima = torch.zeros(rows + 1, layers * groups_per_layer(width), dtype=dtype, device=device)
     slots = torch.arange(rows, dtype=torch.int32, device=device)
     for layer in range(layers):
-        tap_naive(h[:, layer * width : (layer + 1) * width], slots, record, maxima, layer)
+        tap_naive(h[:, layer * width : (layer + 1) * width], slots, record, maxima, layer_number(layer, device))
     weights = torch.zeros(neurons) if weights is None else weights
     return record[:rows], reduction(name, record, maxima, weights.to(device), top_k, layers)
 
