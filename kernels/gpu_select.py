@@ -25,7 +25,7 @@ from nex_vllm.kernels.select_reduce import Entries
 from nex_vllm.kernels.tap import GROUP, groups_per_layer
 
 _TILE = 4096
-_WARPS = 8
+_WARPS = 16
 
 
 @triton.jit

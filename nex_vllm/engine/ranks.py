@@ -39,7 +39,7 @@ class Ranks:
         """Join each row's entries over the ranks, keys ascending."""
         counts = torch.from_numpy(np.diff(own.starts)).to(device)
         every_count = [each.cpu().numpy() for each in self._gather(counts)]
-        longest = max(int(each.sum()) for each in every_count)
+        longest = max(1, *(int(each.sum()) for each in every_count))
         # Keys and values as they are, side by side, padded to the longest.
         packed = np.zeros((2, longest), np.uint32)
         packed[0, : len(own.keys)], packed[1, : len(own.keys)] = own.keys, own.values.view(np.uint32)

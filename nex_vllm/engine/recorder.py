@@ -199,7 +199,7 @@ class Recorder:
         if logit_spans:
             log_probabilities = torch.log_softmax(logits_of(_indices(logit_spans, device)), dim=-1, dtype=torch.float32)
             # In parts, because nobody has set memory aside for a second matrix of this size.
-            parts = log_probabilities.split(_ROWS_AT_ONCE)
+            parts = torch.split(log_probabilities, _ROWS_AT_ONCE)
             entropy = torch.cat([torch.special.entr(part.exp()).sum(dim=-1) for part in parts])
         return PendingStep(
             plan.spans,
@@ -282,7 +282,8 @@ class PendingStep:
             return None
         if self.ready is None:
             return self._stats_of(sampled)
-        stream: Any = torch.cuda.Stream(self.entropy.device)
+        cuda: Any = torch.cuda
+        stream = cuda.Stream(self.entropy.device)
         stream.wait_event(self.ready)
         with torch.cuda.stream(stream):
             return self._stats_of(sampled)
