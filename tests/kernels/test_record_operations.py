@@ -149,6 +149,19 @@ def test_many_rows_and_stale_buffers(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_largest_models(name: str) -> None:
+    """80 layers of 28,672 units: 2.3 million neurons, most of them tied in bfloat16."""
+    values = torch.randn(2, 80 * 28672, generator=torch.Generator().manual_seed(8)).to(torch.bfloat16)
+    weights = torch.rand(80 * 28672, generator=torch.Generator().manual_seed(9)) * 2 - 1
+    _, expected = put_together("naive", values, torch.bfloat16, 2000, weights=weights, layers=80)
+    record, operations = put_together(name, values, torch.bfloat16, 2000, weights=weights, layers=80)
+    torch.testing.assert_close(operations.masses(2).cpu(), expected.masses(2).cpu(), rtol=2e-6, atol=0)
+    counts, columns, _ = operations.entries(all_rows(record))
+    assert (counts >= 2000).all()
+    torch.testing.assert_close(columns.cpu(), expected.entries(torch.arange(2))[1])
+
+
 def test_the_choice_depends_on_device_type_and_library_alone() -> None:
     everything = {"has_numba": True, "has_triton": True}
     assert implementation("cpu", torch.bfloat16, **everything) == "cpu"
