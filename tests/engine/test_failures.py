@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,19 @@ pytestmark = pytest.mark.engine
 POISON = 7
 
 
+@pytest.fixture
+def nex_log() -> Iterator[list[str]]:
+    """Gather what NEX logs: where vLLM sends it depends on who has configured logging before."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("vllm.nex").addHandler(handler)
+    yield messages
+    logging.getLogger("vllm.nex").removeHandler(handler)
+
+
 def test_a_poisoned_token_fails_its_request_and_no_other(
-    engine: Any, shipped_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    engine: Any, shipped_model: Path, tmp_path: Path, nex_log: list[str]
 ) -> None:
     folder = save_random_model("llama", tmp_path, shipped_model)
     (weights,) = folder.glob("*.safetensors")
@@ -36,4 +49,4 @@ def test_a_poisoned_token_fails_its_request_and_no_other(
             assert (completion.finish_reason == "error") == failed
             assert (candidate.finish_reason == "error") == failed
             assert (candidate.tot_mass is None) == failed
-    assert "not a finite number" in capfd.readouterr().out
+    assert sum("not a finite number" in message for message in nex_log) == 2, "one line for each candidate"
