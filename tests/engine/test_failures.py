@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nex_vllm import SamplingParams
+from nex_vllm.engine import candidates
 from tests.engine.models import save_random_model
 
 pytestmark = pytest.mark.engine
@@ -20,14 +19,11 @@ POISON = 7
 
 
 @pytest.fixture
-def nex_log() -> Iterator[list[str]]:
-    """Gather what NEX logs: where vLLM sends it depends on who has configured logging before."""
+def nex_log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Gather what NEX says; where it goes depends on when vLLM configured logging, which it does more than once."""
     messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("vllm.nex").addHandler(handler)
-    yield messages
-    logging.getLogger("vllm.nex").removeHandler(handler)
+    monkeypatch.setattr(candidates.logger, "error", lambda message, *args: messages.append(message % args))
+    return messages
 
 
 def test_a_poisoned_token_fails_its_request_and_no_other(
