@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nex_vllm.kernels.bits import INTEGERS
 from nex_vllm.kernels.select_reduce import Entries
 
 
@@ -59,7 +60,7 @@ def implementation(device_type: str, dtype: torch.dtype, *, has_numba: bool, has
     (``benchmarks/results/kernels-cpu.json``), so no size is left to the naive operations. They serve what the others
     cannot: other types, and an installation without numba or Triton.
     """
-    if dtype in {torch.float32, torch.bfloat16, torch.float16}:
+    if dtype in INTEGERS:
         if device_type == "cpu" and has_numba:
             return "cpu"
         if device_type == "cuda" and has_triton:

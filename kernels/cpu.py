@@ -10,15 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nex_vllm.kernels.bits import INTEGERS, as_integers
 from nex_vllm.kernels.cpu_rank import compiled, holds_negative_nan, num_blocks, of_rank, select, select_at
-from nex_vllm.kernels.select_reduce import Entries, entries_at
-
-_SIGNED = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-DTYPES = frozenset(_SIGNED)
+from nex_vllm.kernels.select_reduce import Entries, entries_at, entries_naive
 
 
-def _as_integers(x: Tensor) -> npt.NDArray[Any]:
-    bits: npt.NDArray[Any] = x.view(_SIGNED[x.dtype]).numpy()
+def _patterns(x: Tensor) -> npt.NDArray[Any]:
+    bits: npt.NDArray[Any] = as_integers(x).numpy()
     return bits
 
 
@@ -169,9 +167,9 @@ class CpuReduction:
         rows, neurons = record.shape
         dtype = record.dtype
         self._record = record
-        self._signed = _as_integers(record)
+        self._signed = _patterns(record)
         self._unsigned = self._signed.view(self._signed.dtype.str.replace("i", "u"))
-        self._minus_infinity = int(torch.tensor(-torch.inf, dtype=dtype).view(_SIGNED[dtype])) % (
+        self._minus_infinity = int(torch.tensor(-torch.inf, dtype=dtype).view(INTEGERS[dtype])) % (
             1 << 8 * self._signed.itemsize
         )
         self._bits = 8 * self._signed.itemsize - 1
@@ -203,8 +201,8 @@ class CpuReduction:
     def entries(self, rows: Tensor, least: Tensor | None = None) -> Entries:
         """Return the kept neurons of these rows."""
         record = self._record[rows]
-        signed = _as_integers(record)
-        patterns = self._own if least is None else _as_integers(least)[rows.numpy()]
+        signed = _patterns(record)
+        patterns = self._own if least is None else _patterns(least)[rows.numpy()]
         if _any_negative_nan(signed.view(self._unsigned.dtype), self._minus_infinity):
             # Rare, and it must show: the naive operation keeps them.
             return self._entries_naive(record, least, rows)
@@ -221,24 +219,22 @@ class CpuReduction:
         return torch.from_numpy(counts), columns, record[number, columns].float()
 
     def _entries_naive(self, record: Tensor, least: Tensor | None, rows: Tensor) -> Entries:
-        from nex_vllm.kernels.select_reduce import entries_naive
-
         return entries_naive(record, self._top_k) if least is None else entries_at(record, least[rows].float())
 
     def strongest(self, num_rows: int) -> Tensor:
         """Return the K largest masses of the first rows."""
         count = min(self._top_k, self._record.shape[1])
         found = torch.empty((num_rows, count), dtype=self._record.dtype)
-        _strongest_rows(self._signed[:num_rows], count, self._bits, *self._scratch, _as_integers(found))
+        _strongest_rows(self._signed[:num_rows], count, self._bits, *self._scratch, _patterns(found))
         return found
 
     def thresholds(self, gathered: Tensor) -> Tensor:
         """Return the K-th largest of what the ranks found, in the record's type."""
         least = torch.empty(len(gathered), dtype=self._record.dtype)
-        _thresholds(_as_integers(gathered), self._top_k, self._bits, _as_integers(least))
+        _thresholds(_patterns(gathered), self._top_k, self._bits, _patterns(least))
         return least
 
     def masses_at(self, least: Tensor) -> Tensor:
         """Return the masses of the first rows, at these thresholds."""
-        _reduce_rows_at(self._signed[: len(least)], *self._values, _as_integers(least), *self._scratch)
+        _reduce_rows_at(self._signed[: len(least)], *self._values, _patterns(least), *self._scratch)
         return self._masses[: len(least)]

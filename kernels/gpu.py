@@ -45,7 +45,7 @@ class GpuReduction:
             least = self.thresholds(own)
         else:
             least = least[rows]
-        return flush_gpu(record, maxima, self._listed, self._weights, least, self._layers)
+        return flush_gpu(record, maxima, self._listed, least, self._layers)
 
     def strongest(self, num_rows: int) -> Tensor:
         """Return the K largest masses of the first rows."""

@@ -1,4 +1,4 @@
-"""Activations as bit patterns, for the kernels: positive floats, read as signed integers, ascend with their value."""
+"""Activations as bit patterns inside the kernels."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+"""How a kernel is told the type."""
 
 BF16: Any = tl.constexpr(0)
 FP16: Any = tl.constexpr(1)
-
-
-def as_integers(x: Tensor) -> Tensor:
-    """Look at the same memory as integers of the same size."""
-    return x.view(INTEGERS[x.dtype])
+FP32: Any = tl.constexpr(2)
 
 
 @triton.jit
-def _largest_pattern(KIND: tl.constexpr):
+def largest_pattern(KIND: tl.constexpr):
     """Return the largest positive integer of the type, a NaN's pattern, which stands for every NaN."""
-    return 0x7FFFFFFF if KIND == 2 else 0x7FFF
+    return 0x7FFFFFFF if KIND == FP32 else 0x7FFF
 
 
 @triton.jit
@@ -36,7 +31,7 @@ def ranked(bits, KIND: tl.constexpr):
         infinity = 0x7C00
     else:
         infinity = 0x7F800000
-    largest = _largest_pattern(KIND)
+    largest = largest_pattern(KIND)
     magnitude = bits & largest
     return tl.where(magnitude > infinity, tl.full(bits.shape, largest, bits.dtype), bits)
 

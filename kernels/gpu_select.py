@@ -20,7 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nex_vllm.kernels.gpu_bits import KINDS, _largest_pattern, as_integers, masses, ranked
+from nex_vllm.kernels.bits import as_integers
+from nex_vllm.kernels.gpu_bits import KINDS, largest_pattern, masses, ranked
 from nex_vllm.kernels.select_reduce import Entries
 from nex_vllm.kernels.tap import GROUP, groups_per_layer
 
@@ -46,6 +47,15 @@ def _reached(bits, first, second, third):
 
 
 @triton.jit
+def _add_counts(reached, one, two, three):
+    """Add a tile's counts, as :func:`_reached` packs them, to those of the tiles before."""
+    one += (reached & 0xFFFFF).to(tl.int32)
+    two += ((reached >> 20) & 0xFFFFF).to(tl.int32)
+    three += (reached >> 40).to(tl.int32)
+    return one, two, three
+
+
+@triton.jit
 def _narrow(low, high, rank, first, second, third, one, two, three):
     """Return the quarter that the rank-th largest is in, by what reaches each of the cuts."""
     above = tl.where(one >= rank, first, low)
@@ -61,7 +71,7 @@ def _narrow(low, high, rank, first, second, third, one, two, three):
 def _of_rank(values, count, rank, TILE: tl.constexpr, KIND: tl.constexpr):
     """Return the rank-th largest pattern of ``values[:count]``, 1 if fewer are positive."""
     low = tl.full([], 1, tl.int32)
-    high = tl.full([], _largest_pattern(KIND), tl.int32)
+    high = tl.full([], largest_pattern(KIND), tl.int32)
     while low < high:
         first, second, third = _cuts(low, high)
         one = tl.zeros([], tl.int32)
@@ -71,9 +81,7 @@ def _of_rank(values, count, rank, TILE: tl.constexpr, KIND: tl.constexpr):
             index = start + tl.arange(0, TILE)
             bits = tl.load(values + index, mask=index < count, other=0)
             reached = _reached(ranked(bits, KIND), first, second, third)
-            one += (reached & 0xFFFFF).to(tl.int32)
-            two += ((reached >> 20) & 0xFFFFF).to(tl.int32)
-            three += (reached >> 40).to(tl.int32)
+            one, two, three = _add_counts(reached, one, two, three)
         low, high = _narrow(low, high, rank, first, second, third, one, two, three)
     return low
 
@@ -110,7 +118,7 @@ def _threshold(row, listed, count, rank, width, per_layer, TILE: tl.constexpr, G
                KIND: tl.constexpr):  # fmt: skip
     """Return the rank-th largest pattern in the listed groups, 1 if fewer are positive."""
     low = tl.full([], 1, tl.int32)
-    high = tl.full([], _largest_pattern(KIND), tl.int32)
+    high = tl.full([], largest_pattern(KIND), tl.int32)
     while low < high:
         first, second, third = _cuts(low, high)
         one = tl.zeros([], tl.int32)
@@ -120,9 +128,7 @@ def _threshold(row, listed, count, rank, width, per_layer, TILE: tl.constexpr, G
             columns, valid = _columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
             bits = tl.reshape(tl.load(row + columns, mask=valid, other=0), [TILE])
             reached = _reached(ranked(bits, KIND), first, second, third)
-            one += (reached & 0xFFFFF).to(tl.int32)
-            two += ((reached >> 20) & 0xFFFFF).to(tl.int32)
-            three += (reached >> 40).to(tl.int32)
+            one, two, three = _add_counts(reached, one, two, three)
         low, high = _narrow(low, high, rank, first, second, third, one, two, three)
     return low
 
@@ -200,24 +206,32 @@ def thresholds_kernel(values, out, stride, count, rank, TILE: tl.constexpr, KIND
 
 
 @triton.jit
-def reduce_kernel(record, maxima, weights, least, listed, out, counts, record_stride, maxima_stride, width, per_layer,
-                  groups, TILE: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr,
-                  COUNT: tl.constexpr):  # fmt: skip
-    """Reduce one row at a threshold that is known, or count what reaches it."""
+def reduce_kernel(record, maxima, weights, least, listed, out, record_stride, maxima_stride, width, per_layer, groups,
+                  TILE: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr):  # fmt: skip
+    """Reduce one row at a threshold that is known."""
     number = tl.program_id(0).to(tl.int64)
     row = record + number * record_stride
     listed += number * groups
     bound = tl.load(least + number)
     count = _list_groups(maxima + number * maxima_stride, groups, bound, listed, TILE, KIND)
-    if COUNT:
-        kept = tl.zeros([], tl.int32)
-        for start in range(0, count, TILE // GROUP):
-            columns, valid = _columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
-            bits = ranked(tl.load(row + columns, mask=valid, other=0), KIND)
-            kept += tl.sum((bits >= bound).to(tl.int32))
-        tl.store(counts + number, kept)
-    else:
-        _add_up(row, weights, listed, count, bound, out + number * 3, width, per_layer, TILE, GROUP, KIND)
+    _add_up(row, weights, listed, count, bound, out + number * 3, width, per_layer, TILE, GROUP, KIND)
+
+
+@triton.jit
+def count_kernel(record, maxima, least, listed, counts, record_stride, maxima_stride, width, per_layer, groups,
+                 TILE: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr):  # fmt: skip
+    """Count what of one row reaches its threshold."""
+    number = tl.program_id(0).to(tl.int64)
+    row = record + number * record_stride
+    listed += number * groups
+    bound = tl.load(least + number)
+    count = _list_groups(maxima + number * maxima_stride, groups, bound, listed, TILE, KIND)
+    kept = tl.zeros([], tl.int32)
+    for start in range(0, count, TILE // GROUP):
+        columns, valid = _columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
+        bits = ranked(tl.load(row + columns, mask=valid, other=0), KIND)
+        kept += tl.sum((bits >= bound).to(tl.int32))
+    tl.store(counts + number, kept)
 
 
 @triton.jit
@@ -298,36 +312,30 @@ def masses_at_gpu(
     record: Tensor, maxima: Tensor, listed: Tensor, weights: Tensor, least: Tensor, layers: int, out: Tensor
 ) -> None:
     """Do what :func:`nex_vllm.kernels.select_reduce.masses_at` does, at bit patterns (``least``: int32 [rows])."""
-    _reduce_at(record, maxima, listed, weights, least, layers, out, count=False)
-
-
-def _reduce_at(
-    record: Tensor, maxima: Tensor, listed: Tensor, weights: Tensor, least: Tensor, layers: int, out: Tensor, *,
-    count: bool,
-) -> None:  # fmt: skip
-    """Write each row's masses into ``out`` (float64 [rows, 3]) or, if told to, its number of kept neurons (int32)."""
     width, per_layer, groups = _sizes(record, maxima, layers)
     if len(record):
         reduce_kernel[(len(record),)](
-            as_integers(record), as_integers(maxima), weights, least, listed, out, out, record.stride(0),
-            maxima.stride(0), width, per_layer, groups, TILE=_TILE, GROUP=GROUP, KIND=KINDS[record.dtype],
-            COUNT=count, num_warps=_WARPS,
+            as_integers(record), as_integers(maxima), weights, least, listed, out, record.stride(0), maxima.stride(0),
+            width, per_layer, groups, TILE=_TILE, GROUP=GROUP, KIND=KINDS[record.dtype], num_warps=_WARPS,
         )  # fmt: skip
 
 
-def flush_gpu(record: Tensor, maxima: Tensor, listed: Tensor, weights: Tensor, least: Tensor, layers: int) -> Entries:
+def flush_gpu(record: Tensor, maxima: Tensor, listed: Tensor, least: Tensor, layers: int) -> Entries:
     """Do what :func:`nex_vllm.kernels.select_reduce.entries_at` does, at bit patterns; it waits for the counts."""
     width, per_layer, groups = _sizes(record, maxima, layers)
-    counts = torch.empty(len(record), dtype=torch.int32, device=record.device)
-    _reduce_at(record, maxima, listed, weights, least, layers, counts, count=True)
+    counts = torch.zeros(len(record), dtype=torch.int32, device=record.device)
+    sizes = (record.stride(0), maxima.stride(0), width, per_layer, groups)
+    options = {"TILE": _TILE, "GROUP": GROUP, "KIND": KINDS[record.dtype], "num_warps": _WARPS}
+    if len(record):
+        count_kernel[(len(record),)](
+            as_integers(record), as_integers(maxima), least, listed, counts, *sizes, **options
+        )  # fmt: skip
     ends = counts.long().cumsum(0)
     size = int(ends[-1]) if len(counts) else 0
     columns = torch.empty(size, dtype=torch.int64, device=record.device)
     values = torch.empty(size, dtype=torch.float32, device=record.device)
     if len(record):
         flush_kernel[(len(record),)](
-            as_integers(record), as_integers(maxima), least, listed, ends - counts, columns, values, record.stride(0),
-            maxima.stride(0), width, per_layer, groups, TILE=_TILE, GROUP=GROUP, KIND=KINDS[record.dtype],
-            num_warps=_WARPS,
+            as_integers(record), as_integers(maxima), least, listed, ends - counts, columns, values, *sizes, **options
         )  # fmt: skip
     return counts.long(), columns, values

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nex_vllm.kernels.gpu_bits import KINDS, as_integers, ranked
+from nex_vllm.kernels.bits import as_integers
+from nex_vllm.kernels.gpu_bits import FP32, KINDS, ranked
 from nex_vllm.kernels.tap import GROUP, groups_per_layer
 
 _BLOCK = 1024
@@ -59,7 +60,7 @@ def silu_mul_tap_kernel(x, h, slots, record, maxima, x_stride, h_stride, record_
     product = (gate * tl.sigmoid(gate) * up).to(h.dtype.element_ty)
     tl.store(h + token * h_stride + columns, product, mask=valid)
     if slot >= 0:
-        integer: tl.constexpr = tl.int32 if KIND == 2 else tl.int16
+        integer: tl.constexpr = tl.int32 if KIND == FP32 else tl.int16
         bits = product.to(integer, bitcast=True)
         _put_aside(bits, valid, columns, slot, record, maxima, record_stride, maxima_stride, layer, width, groups,
                    BLOCK, GROUP, KIND)  # fmt: skip

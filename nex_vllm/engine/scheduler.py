@@ -74,7 +74,7 @@ class _RecordForwarding(_BesideVllm):
 
     def _deliver(self, output: Any, packed: dict[str, bytes] | bytes) -> None:
         """Attach records to an output, or gather them for the request's last one."""
-        if type(packed) is bytes:
+        if isinstance(packed, bytes):
             masses = self._masses.get(output.request_id)
             if masses is None and packed:
                 request = self.requests.get(output.request_id)

@@ -36,8 +36,8 @@ KERNELS = (
     (gpu_select.select_reduce_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {}),
     (gpu_select.strongest_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {"out": "pattern"}),
     (gpu_select.thresholds_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {"out": "*i32"}),
-    (gpu_select.reduce_kernel, {"TILE": gpu_select._TILE, "COUNT": 0}, gpu_select._WARPS, {}),
-    (gpu_select.reduce_kernel, {"TILE": gpu_select._TILE, "COUNT": 1}, gpu_select._WARPS, {"out": "*i32"}),
+    (gpu_select.reduce_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {}),
+    (gpu_select.count_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {}),
     (gpu_select.flush_kernel, {"TILE": gpu_select._TILE}, gpu_select._WARPS, {}),
 )
 
@@ -90,7 +90,7 @@ def main() -> None:
         for kind in TYPES:
             for capability in CAPABILITIES:
                 ptx = _compile(kernel, sizes, warps, types, kind, capability)
-                found[f"{kernel.__name__} {sizes} kind {kind} sm_{capability}"] = _assemble(ptx, capability)
+                found[f"{kernel.__name__} kind {kind} sm_{capability}"] = _assemble(ptx, capability)
     json.dump(found, sys.stdout)
 
 
