@@ -49,7 +49,7 @@ def save_weights(path: StrPath, file: WeightsFile, force: bool = False) -> None:
     """Write a weights file, whole or not at all.
 
     Beside the format's own metadata a ``sha256`` over content and metadata goes into the file, so that a bit that
-    flips on a disk is found. A file without it is as good: it is checked where it is there.
+    flips on a disk is found. Files of other programs, with the format's own entries alone, are as good.
 
     Raises:
         InputError: ``path`` cannot be written or exists without ``force``; the content breaks the format.
@@ -85,11 +85,7 @@ def load_weights(path: StrPath) -> WeightsFile:
         keys, weights = tensors["keys"], tensors["weights"]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a sound safetensors file ({reason(error)}); calibrate again") from None
-    stated = header.strings.get(_DIGEST)
-    if stated is not None and stated != _content_digest(keys, weights, header.strings):
-        raise InputError(
-            f"{path} was changed or damaged after it was written (its sha256 differs); copy it again or calibrate again"
-        )
+    _check_digest(path, keys, weights, header)
     file = WeightsFile(keys, weights, header.meta)
     _check_arrays(file, str(path))
     return file
@@ -167,6 +163,25 @@ def _read(path: StrPath) -> tuple[WeightsHeader, bytes]:
             return header, prefix + text + handle.read(ENTRY_BYTES * header.num_weights)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from None
+
+
+def _check_digest(
+    path: StrPath, keys: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32], header: WeightsHeader
+) -> None:
+    """Raise `InputError` where the digest differs, or where an entry that may have been its name stands alone."""
+    stated = header.strings.get(_DIGEST)
+    if stated is None:
+        # Damage may hit the name "sha256" itself; what is left then looks like an entry nobody knows.
+        unknown = sorted(header.strings.keys() - metadata_strings(header.meta).keys())
+        if unknown:
+            raise InputError(
+                f"{path} has the metadata entry {shown(unknown[0])}, which the format does not know, and no sha256 "
+                "that covers it: it is damaged or of another program; copy it again or calibrate again"
+            )
+    elif stated != _content_digest(keys, weights, header.strings):
+        raise InputError(
+            f"{path} was changed or damaged after it was written (its sha256 differs); copy it again or calibrate again"
+        )
 
 
 def _check_arrays(file: WeightsFile, where: str) -> None:

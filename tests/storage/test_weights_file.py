@@ -58,7 +58,7 @@ def test_saved_file_is_what_the_contract_says(tmp_path: Path) -> None:
 
 
 def test_file_of_another_program_is_read(tmp_path: Path) -> None:
-    loaded = load_weights(_foreign(tmp_path / "w", rho="0.9", extra="kept out of the way"))
+    loaded = load_weights(_foreign(tmp_path / "w", rho="0.9"))
     assert loaded.meta == dataclasses.replace(WEIGHTS_META, rho=0.9)
     np.testing.assert_array_equal(loaded.weights, WEIGHTS)
 
@@ -147,6 +147,7 @@ def test_tensors_of_another_shape_or_kind_are_refused(tmp_path: Path, tensors: d
         ({"rho": "1"}, "rho is 1.0, expected a number between 0 and 1"),
         ({"num_layers": "1", "intermediate_size": "4"}, "announces 5 weights for a model of 1 layers of 4 units"),
         ({"sha256": "0" * 64}, "was changed or damaged after it was written"),
+        ({"sha2 6": "0" * 64}, "has the metadata entry 'sha2 6', which the format does not know, and no sha256"),
     ],
 )
 def test_metadata_that_breaks_the_format_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -211,6 +212,15 @@ def test_missing_file_directory_and_device_are_refused(tmp_path: Path) -> None:
     _refused(tmp_path / "none", "does not exist; give the path of a nex-vllm weights file")
     _refused(tmp_path, "is a directory, expected a nex-vllm weights file")
     _refused(Path("/dev/zero"), "is not a regular file")
+
+
+def test_damage_that_hits_the_name_of_the_digest_too_is_found(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w", make_weights(40))
+    data = (tmp_path / "w").read_bytes()
+    renamed = data.replace(b'"sha256"', b'"sha2 6"')
+    assert renamed != data
+    (tmp_path / "w").write_bytes(renamed[:-4] + bytes(4))  # the last weight, now 0
+    _refused(tmp_path / "w", "metadata entry 'sha2 6', which the format does not know")
 
 
 @settings(max_examples=400, deadline=None)
