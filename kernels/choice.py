@@ -16,7 +16,8 @@ class Reduction(Protocol):
     """Selection and reduction of one record, with what they need beside it allocated once.
 
     :meth:`masses` does everything on one device. Ranks that hold a part of each row take :meth:`strongest`, gather,
-    take :meth:`thresholds` of what all have found and go on with :meth:`masses_at`.
+    take :meth:`thresholds` of what all have found and go on with :meth:`masses_at`. What a method returns is
+    overwritten by its next call.
 
     Attributes:
         name: ``naive``, ``cpu`` or ``gpu``.
@@ -32,7 +33,7 @@ class Reduction(Protocol):
         """Return (positive, absolute, total) mass of the first rows.
 
         Returns:
-            float64 [num_rows, 3] on the record's device, overwritten by the next call.
+            float64 [num_rows, 3] on the record's device.
         """
 
     def entries(self, rows: Tensor, least: Tensor | None = None) -> Entries:
@@ -78,7 +79,9 @@ def choose(device_type: str, dtype: torch.dtype) -> str:
     )
 
 
-def reduction(name: str, record: Tensor, maxima: Tensor, weights: Tensor, top_k: int, layers: int) -> Reduction:
+def reduction(
+    name: str, record: Tensor, maxima: Tensor, weights: Tensor, top_k: int, layers: int, ranks: int = 1
+) -> Reduction:
     """Return the implementation of this name for a record.
 
     Args:
@@ -88,15 +91,16 @@ def reduction(name: str, record: Tensor, maxima: Tensor, weights: Tensor, top_k:
         weights: float32 [layers * width].
         top_k: K.
         layers: number of layers, of equal width.
+        ranks: how many hold a part of each row; with one there are no buffers for an exchange.
     """
     if name == "cpu":
         from nex_vllm.kernels.cpu import CpuReduction
 
-        return CpuReduction(record, weights, top_k)
+        return CpuReduction(record, weights, top_k, ranks)
     if name == "gpu":
         from nex_vllm.kernels.gpu import GpuReduction
 
-        return GpuReduction(record, maxima, weights, top_k, layers)
+        return GpuReduction(record, maxima, weights, top_k, layers, ranks)
     from nex_vllm.kernels.naive import NaiveReduction
 
     return NaiveReduction(record, weights, top_k)

@@ -163,7 +163,7 @@ class CpuReduction:
 
     name = "cpu"
 
-    def __init__(self, record: Tensor, weights: Tensor, top_k: int) -> None:
+    def __init__(self, record: Tensor, weights: Tensor, top_k: int, ranks: int) -> None:
         rows, neurons = record.shape
         dtype = record.dtype
         self._record = record
@@ -186,12 +186,15 @@ class CpuReduction:
             np.zeros(neurons + 1, np.int32),
         )
         self._masses = torch.zeros((rows, 3), dtype=torch.float64)
+        shared = rows if ranks > 1 else 0
+        self._found = torch.zeros((shared, min(top_k, neurons)), dtype=dtype)
+        self._least = torch.zeros(shared, dtype=dtype)
         self._values = (self._unsigned, self._minus_infinity, floats, weights.numpy(), self._masses.numpy())
 
     @property
     def num_bytes(self) -> int:
         """Memory of the buffers."""
-        return sum(each.nbytes for each in self._scratch) + self._masses.nbytes
+        return sum(each.nbytes for each in (*self._scratch, self._masses, self._found, self._least))
 
     def masses(self, num_rows: int) -> Tensor:
         """Return the masses of the first rows."""
@@ -223,14 +226,13 @@ class CpuReduction:
 
     def strongest(self, num_rows: int) -> Tensor:
         """Return the K largest masses of the first rows."""
-        count = min(self._top_k, self._record.shape[1])
-        found = torch.empty((num_rows, count), dtype=self._record.dtype)
-        _strongest_rows(self._signed[:num_rows], count, self._bits, *self._scratch, _patterns(found))
+        found = self._found[:num_rows]
+        _strongest_rows(self._signed[:num_rows], found.shape[1], self._bits, *self._scratch, _patterns(found))
         return found
 
     def thresholds(self, gathered: Tensor) -> Tensor:
         """Return the K-th largest of what the ranks found, in the record's type."""
-        least = torch.empty(len(gathered), dtype=self._record.dtype)
+        least = self._least[: len(gathered)]
         _thresholds(_patterns(gathered), self._top_k, self._bits, _patterns(least))
         return least
 

@@ -14,7 +14,7 @@ class GpuReduction:
 
     name = "gpu"
 
-    def __init__(self, record: Tensor, maxima: Tensor, weights: Tensor, top_k: int, layers: int) -> None:
+    def __init__(self, record: Tensor, maxima: Tensor, weights: Tensor, top_k: int, layers: int, ranks: int) -> None:
         self._record = record
         self._maxima = maxima
         self._weights = weights
@@ -24,11 +24,14 @@ class GpuReduction:
         rows, device = len(record), record.device
         self._listed = torch.zeros(maxima.shape, dtype=torch.int32, device=device)
         self._masses = torch.zeros((rows, 3), dtype=torch.float64, device=device)
+        shared = rows if ranks > 1 else 0
+        self._found = torch.zeros((shared, self._num_strongest), dtype=record.dtype, device=device)
+        self._least = torch.zeros(shared, dtype=torch.int32, device=device)
 
     @property
     def num_bytes(self) -> int:
         """Memory of the buffers."""
-        return sum(each.nbytes for each in (self._listed, self._masses))
+        return sum(each.nbytes for each in (self._listed, self._masses, self._found, self._least))
 
     def masses(self, num_rows: int) -> Tensor:
         """Return the masses of the first rows."""
@@ -40,22 +43,23 @@ class GpuReduction:
         """Return the kept neurons of these rows; waits for the device, which only those who ask for entries pay."""
         record, maxima = self._record[rows], self._maxima[rows]
         if least is None:
-            own = torch.empty((len(rows), self._num_strongest), dtype=record.dtype, device=record.device)
-            strongest_gpu(record, maxima, self._listed, self._num_strongest, self._layers, own)
-            least = self.thresholds(own)
+            found = torch.empty((len(rows), self._num_strongest), dtype=record.dtype, device=record.device)
+            least = torch.empty(len(rows), dtype=torch.int32, device=record.device)
+            strongest_gpu(record, maxima, self._listed, self._num_strongest, self._layers, found)
+            thresholds_gpu(found, self._top_k, least)
         else:
             least = least[rows]
         return flush_gpu(record, maxima, self._listed, least, self._layers)
 
     def strongest(self, num_rows: int) -> Tensor:
         """Return the K largest masses of the first rows."""
-        out = torch.empty((num_rows, self._num_strongest), dtype=self._record.dtype, device=self._record.device)
+        out = self._found[:num_rows]
         strongest_gpu(self._record[:num_rows], self._maxima, self._listed, self._num_strongest, self._layers, out)
         return out
 
     def thresholds(self, gathered: Tensor) -> Tensor:
         """Return the patterns of the K-th largest of what the ranks found."""
-        least = torch.empty(len(gathered), dtype=torch.int32, device=gathered.device)
+        least = self._least[: len(gathered)]
         thresholds_gpu(gathered, self._top_k, least)
         return least
 

@@ -26,13 +26,40 @@ class Ranks:
     rank: int
     size: int
 
+
+class Exchange:
+    """The ranks' three collectives; those of every step work in the same buffers.
+
+    Args:
+        ranks: who takes part.
+        max_rows: rows of a step, at most.
+        columns: what each rank gives of a row.
+        dtype: of what it gives.
+        device: where.
+    """
+
+    def __init__(self, ranks: Ranks, max_rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._ranks = ranks
+        self._parts = torch.zeros(ranks.size * max_rows * columns, dtype=dtype, device=device)
+        self._whole = torch.zeros((max_rows, ranks.size, columns), dtype=dtype, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the buffers."""
+        return self._parts.nbytes + self._whole.nbytes
+
     def gather_columns(self, own: torch.Tensor) -> torch.Tensor:
-        """Put the ranks' matrices, of one shape, side by side: [rows, n] becomes [rows, size * n]."""
-        return torch.cat(list(self._gather(own)), dim=1)
+        """Put the ranks' matrices side by side: [rows, columns], contiguous, becomes [rows, size * columns]."""
+        parts = self._parts[: self._ranks.size * own.numel()]
+        # As bytes: not every backend carries every type.
+        dist.all_gather_into_tensor(parts.view(torch.uint8), own.view(-1).view(torch.uint8), group=self._ranks.group)
+        whole = self._whole[: len(own)]
+        whole.copy_(parts.view(self._ranks.size, *own.shape).transpose(0, 1))
+        return whole.view(len(own), -1)
 
     def add_up(self, own: torch.Tensor) -> torch.Tensor:
         """Replace a tensor by its sum over the ranks."""
-        dist.all_reduce(own, group=self.group)
+        dist.all_reduce(own, group=self._ranks.group)
         return own
 
     def join(self, own: Entries, device: torch.device) -> Entries:
@@ -53,8 +80,7 @@ class Ranks:
         return Entries(starts, keys[order], values[order])
 
     def _gather(self, own: torch.Tensor) -> list[torch.Tensor]:
-        # As bytes: not every backend carries every type.
         raw = own.contiguous().view(torch.uint8)
-        every = [torch.empty_like(raw) for _ in range(self.size)]
-        dist.all_gather(every, raw, group=self.group)
+        every = [torch.empty_like(raw) for _ in range(self._ranks.size)]
+        dist.all_gather(every, raw, group=self._ranks.group)
         return [each.view(own.dtype) for each in every]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from nex_vllm.engine.layout import NeuronLayout
-from nex_vllm.engine.ranks import Ranks
+from nex_vllm.engine.ranks import Exchange, Ranks
 from nex_vllm.engine.step import Entries
 from nex_vllm.engine.transfer import HostCopies, HostCopy
 from nex_vllm.kernels.choice import choose, reduction
@@ -50,16 +50,18 @@ class Record:
         self._weights = torch.from_numpy(weights).to(device)
         self._row_numbers = torch.arange(max_rows, dtype=torch.int32, device=device)
         self._in_use = False
-        self._ranks = ranks
         self._least: torch.Tensor | None = None
-        self._reduction = reduction(name, self.data, self.maxima, self._weights, top_k, layout.num_layers)
+        self._reduction = reduction(name, self.data, self.maxima, self._weights, top_k, layout.num_layers, layout.ranks)
+        strongest = min(top_k, layout.num_neurons)
+        self._exchange = Exchange(ranks, max_rows, strongest, dtype, device) if ranks else None
         self._copies = HostCopies(max_rows, 3, torch.float64, device)
 
     @property
     def num_bytes(self) -> int:
         """Memory that the record takes on its device for as long as the engine lives."""
         own = (self.slots, self.data, self.maxima, self._weights, self._row_numbers)
-        return sum(t.numel() * t.element_size() for t in own) + self._reduction.num_bytes
+        shared = self._exchange.num_bytes if self._exchange else 0
+        return sum(each.nbytes for each in own) + self._reduction.num_bytes + shared
 
     def open(self, batch_rows: torch.Tensor | None) -> None:
         """Let the taps of the coming forward pass record these batch rows, the i-th in record row i.
@@ -76,11 +78,11 @@ class Record:
     def reduce(self, num_rows: int) -> HostCopy:
         """Reduce the first rows to (positive, absolute, total) mass; float64 [num_rows, 3]."""
         self._copies.before_overwriting()
-        if self._ranks is None:
+        if self._exchange is None:
             return self._copies.start(self._reduction.masses(num_rows))
-        gathered = self._ranks.gather_columns(self._reduction.strongest(num_rows))
+        gathered = self._exchange.gather_columns(self._reduction.strongest(num_rows))
         self._least = self._reduction.thresholds(gathered)
-        return self._copies.start(self._ranks.add_up(self._reduction.masses_at(self._least)))
+        return self._copies.start(self._exchange.add_up(self._reduction.masses_at(self._least)))
 
     def entries(self, rows: torch.Tensor) -> Entries:
         """Return the kept activations of rows (int64 [m] on the device) that :meth:`reduce` has just reduced."""
@@ -92,7 +94,7 @@ class Record:
         counts, columns, values = self._reduction.entries(rows, self._least)
         starts = np.concatenate([[0], np.cumsum(counts.cpu().numpy())])
         entries = Entries(starts, self.layout.keys(columns.cpu().numpy()), values.cpu().numpy())
-        return entries if self._ranks is None else self._ranks.join(entries, rows.device)
+        return entries if self._exchange is None else self._exchange.join(entries, rows.device)
 
     def warm_up(self) -> None:
         """Compile and set up, while the engine starts, what the first step would otherwise wait for."""

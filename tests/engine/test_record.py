@@ -9,20 +9,23 @@ import pytest
 import torch
 
 from nex_vllm.engine.layout import NeuronLayout
+from nex_vllm.engine.ranks import Ranks
 from nex_vllm.engine.record import Record
 from nex_vllm.engine.recorder import rows_needed
 
 
-def test_the_memory_that_is_announced_is_the_memory_that_is_taken() -> None:
+@pytest.mark.parametrize("ranks", [None, Ranks(group=None, rank=0, size=2)])
+def test_the_memory_that_is_announced_is_the_memory_that_is_taken(ranks: Ranks | None) -> None:
     def build(rows: int) -> Record:
         return Record(
-            NeuronLayout(num_layers=28, width=3072),
+            NeuronLayout(num_layers=28, width=3072, ranks=ranks.size if ranks else 1),
             top_k=2000,
             weights=None,
             max_tokens=2048,
             max_rows=rows,
             dtype=torch.float32,
             device=torch.device("cpu"),
+            ranks=ranks,
         )
 
     warm = build(1)

@@ -37,6 +37,7 @@ def put_together(
     *,
     weights: torch.Tensor | None = None,
     layers: int = 1,
+    ranks: int = 1,
 ) -> tuple[torch.Tensor, Reduction]:
     """Return a record that taps have filled with ``values`` [rows, neurons], and the named reduction of it."""
     device = device_of(name)
@@ -53,7 +54,7 @@ def put_together(
     for layer in range(layers):
         tap_naive(h[:, layer * width : (layer + 1) * width], slots, record, maxima, layer_number(layer, device))
     weights = torch.zeros(neurons) if weights is None else weights
-    return record[:rows], reduction(name, record, maxima, weights.to(device), top_k, layers)
+    return record[:rows], reduction(name, record, maxima, weights.to(device), top_k, layers, ranks)
 
 
 def all_rows(record: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,7 @@ def test_parts_of_a_row_agree_on_what_the_whole_row_keeps(data: str, name: str, 
     record, whole = put_together(name, values, dtype, top_k, weights=weights)
     # As tensor parallelism shards one layer: neighbouring units to each rank.
     parts = [
-        put_together(name, part, dtype, top_k, weights=part_weights)
+        put_together(name, part, dtype, top_k, weights=part_weights, ranks=ranks)
         for part, part_weights in zip(values.chunk(ranks, 1), weights.chunk(ranks), strict=True)
     ]
     gathered = torch.cat([operations.strongest(len(values)) for _, operations in parts], dim=1)
