@@ -16,8 +16,8 @@ class Reduction(Protocol):
     """Selection and reduction of one record, with what they need beside it allocated once.
 
     :meth:`masses` does everything on one device. Ranks that hold a part of each row take :meth:`strongest`, gather,
-    take :meth:`thresholds` of what all have found and go on with :meth:`masses_at`. What a method returns is
-    overwritten by its next call.
+    take :meth:`thresholds` of what all have found and go on with :meth:`masses_at`. What these four return may be
+    overwritten by the next call of any of them.
 
     Attributes:
         name: ``naive``, ``cpu`` or ``gpu``.

@@ -226,12 +226,14 @@ class CpuReduction:
 
     def strongest(self, num_rows: int) -> Tensor:
         """Return the K largest masses of the first rows."""
+        assert num_rows <= len(self._found), "built for one rank: there are no buffers for an exchange"
         found = self._found[:num_rows]
         _strongest_rows(self._signed[:num_rows], found.shape[1], self._bits, *self._scratch, _patterns(found))
         return found
 
     def thresholds(self, gathered: Tensor) -> Tensor:
         """Return the K-th largest of what the ranks found, in the record's type."""
+        assert len(gathered) <= len(self._least), "built for one rank: there are no buffers for an exchange"
         least = self._least[: len(gathered)]
         _thresholds(_patterns(gathered), self._top_k, self._bits, _patterns(least))
         return least

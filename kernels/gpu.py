@@ -53,12 +53,14 @@ class GpuReduction:
 
     def strongest(self, num_rows: int) -> Tensor:
         """Return the K largest masses of the first rows."""
+        assert num_rows <= len(self._found), "built for one rank: there are no buffers for an exchange"
         out = self._found[:num_rows]
         strongest_gpu(self._record[:num_rows], self._maxima, self._listed, self._num_strongest, self._layers, out)
         return out
 
     def thresholds(self, gathered: Tensor) -> Tensor:
         """Return the patterns of the K-th largest of what the ranks found."""
+        assert len(gathered) <= len(self._least), "built for one rank: there are no buffers for an exchange"
         least = self._least[: len(gathered)]
         thresholds_gpu(gathered, self._top_k, least)
         return least

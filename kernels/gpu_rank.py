@@ -1,10 +1,10 @@
-"""Ranks in a row that a program of its own looks at: bounds, the groups that reach them, the threshold.
+"""How a program finds a row's threshold: the bound, the groups that reach it, the K-th largest value among them.
 
-Ranks are found by searching among bit patterns, three cuts at a time, between what is known to be below and above:
-first 1 and the row's largest (8 rounds for a 16-bit type, 16 for float32), then the maxima's rank and the row's largest
-(5 rounds where these are 2**9 patterns apart, four octaves of bfloat16). A round is compares and adds, lane by lane,
-over data that stays in the nearest cache, and sums at its end; a histogram of an 8-bit digit would need two rounds
-(four), but about sixty instructions for every 32 values of each. Which is faster on a GPU is not measured yet.
+Ranks are found by searching among bit patterns, three cuts at a time, between what is known to be below and above. The
+bound lies between 1 and the row's largest (8 rounds for a 16-bit type, 16 for float32), the threshold between the bound
+and the row's largest (5 rounds where these are 2**9 patterns apart, four octaves of bfloat16). A round is compares and
+adds, lane by lane, over data that a cache still holds, and sums at its end; a histogram of an 8-bit digit would need
+two rounds (four), but about sixty instructions for every 32 values of each. Which is faster is not measured yet.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _narrow(low, high, rank, first, second, third, one, two, three):
 
 
 @triton.jit
-def largest(values, count, TILE: tl.constexpr, KIND: tl.constexpr):
+def _largest_of(values, count, TILE: tl.constexpr, KIND: tl.constexpr):
     """Return the largest pattern of ``values[:count]``, at least 1."""
     seen = tl.full([TILE], 1, tl.int32)
     for start in range(0, count, TILE):
@@ -123,7 +123,7 @@ def _threshold(row, listed, count, rank, low, high, width, per_layer, TILE: tl.c
 def select(row, maxima, listed, rank, width, per_layer, groups, TILE: tl.constexpr, GROUP: tl.constexpr,
            KIND: tl.constexpr):  # fmt: skip
     """List the groups that may hold a kept neuron; return how many they are and the row's threshold."""
-    high = largest(maxima, groups, TILE, KIND)
+    high = _largest_of(maxima, groups, TILE, KIND)
     bound = of_rank(maxima, groups, rank, high, TILE, KIND)
     count = list_groups(maxima, groups, bound, listed, TILE, KIND)
     return count, _threshold(row, listed, count, rank, bound, high, width, per_layer, TILE, GROUP, KIND)

@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from nex_vllm.kernels.bits import as_integers
-from nex_vllm.kernels.gpu_bits import KINDS, masses, ranked
-from nex_vllm.kernels.gpu_rank import group_columns, largest, list_groups, of_rank, select
+from nex_vllm.kernels.gpu_bits import KINDS, largest_pattern, masses, ranked
+from nex_vllm.kernels.gpu_rank import group_columns, list_groups, of_rank, select
 from nex_vllm.kernels.select_reduce import Entries
 from nex_vllm.kernels.tap import GROUP, groups_per_layer
 
@@ -95,7 +95,8 @@ def thresholds_kernel(values, out, stride, count, rank, TILE: tl.constexpr, KIND
     """Write the pattern of one row's K-th largest value, as an integer."""
     number = tl.program_id(0).to(tl.int64)
     values += number * stride
-    tl.store(out + number, of_rank(values, count, rank, largest(values, count, TILE, KIND), TILE, KIND))
+    high = tl.full([], largest_pattern(KIND), tl.int32)
+    tl.store(out + number, of_rank(values, count, rank, high, TILE, KIND))
 
 
 @triton.jit

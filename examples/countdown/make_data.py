@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from problems import Problem, Split, final_expression
+from problems import Problem, Split, final_expression, is_correct
 from tqdm import tqdm
 from traces import problem_stream, worked_solution
 
@@ -27,6 +27,14 @@ def held_out(split: Split, count: int, seed: int) -> list[Problem]:
     return list(seen.values())
 
 
+def right_answer(problem: Problem, rng: random.Random) -> str:
+    """Return the expression of a worked solution that reached the target: patience is sometimes at an end before."""
+    while True:
+        text = worked_solution(problem, rng)
+        if is_correct(problem.numbers, problem.target, text):
+            return str(final_expression(text))
+
+
 def test_lines(problems: Iterable[Problem], seed: int) -> list[dict[str, object]]:
     """Return the lines of test.jsonl; ``answer`` is one right expression among possibly many."""
     rng = random.Random(seed)
@@ -36,7 +44,7 @@ def test_lines(problems: Iterable[Problem], seed: int) -> list[dict[str, object]
             "prompt": problem.prompt,
             "numbers": problem.numbers,
             "target": problem.target,
-            "answer": final_expression(worked_solution(problem, rng)),
+            "answer": right_answer(problem, rng),
         }
         for i, problem in enumerate(problems)
     ]

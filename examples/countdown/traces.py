@@ -3,7 +3,8 @@
 A worked solution follows the idea of Stream of Search: it names a plan, tries combinations, gives up on some,
 comes back to others, and after it has reached the target it checks its steps and states the answer. Which
 branches it takes is random, but at every fork it is pulled towards branches that do lead to the target, so
-that a model that imitates it learns where to look first.
+that a model that imitates it learns where to look first. When its patience is at an end it settles for the
+closest it has come, and ends like any other: by checking its steps and stating the answer.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ SHARE_OF_FOUR = 0.7
 PLANS = {"products": "*", "sums": "+", "differences": "-", "quotients": "/", "anything": ""}
 """The plan that a solution names in its first line, and the operation that it then prefers."""
 
-SEARCH_WORDS = 310
-"""After so many words a solution stops exploring and goes straight for a way that works."""
+PATIENCE = (150, 380)
+"""Words after which a solution settles for the closest it has come, drawn for each between these."""
 
 Step = tuple[int, str, int, int]
 """``(a, operation, b, value)``, read ``a operation b = value``."""
@@ -95,11 +96,13 @@ class _Writer:
         self.plan = rng.choice(tuple(PLANS))
         # How strongly this solution is pulled towards branches that work: some are lucky, some search for long.
         self.insight = rng.uniform(0.2, 0.65)
+        self.patience = rng.randint(*PATIENCE)
         numbers = " ".join(map(str, problem.numbers))
         self.lines = [f"Plan: {self.plan} first", f"Have {numbers} want {problem.target}"]
         self.words = 0
         self.dead_ends = 0
         self.tried: set[tuple[Step, ...]] = set()
+        self.closest: tuple[Step, ...] = ()
 
     def _write(self, line: str) -> None:
         self.lines.append(line)
@@ -111,15 +114,14 @@ class _Writer:
     def _choose(self, path: tuple[Step, ...], numbers: tuple[int, ...]) -> Step:
         """Pick the next step after a path: one that works if the pull wins, else any, mostly a new one."""
         steps = steps_of(numbers)
-        hurry = self.words > SEARCH_WORDS
-        if hurry or (self.dead_ends >= 2 and self.rng.random() < self.insight):
+        if self.dead_ends >= 2 and self.rng.random() < self.insight:
             steps = tuple(s for s in steps if self._works(after(numbers, s))) or steps
-        if not hurry and self.rng.random() > 0.1:  # one time in ten it may come back to where it was
+        if self.rng.random() > 0.1:  # one time in ten it may come back to where it was
             steps = tuple(s for s in steps if (*path, s) not in self.tried) or steps
         preferred = PLANS[self.plan]
         return self.rng.choices(steps, [4 if s[1] == preferred else 1 for s in steps])[0]
 
-    def _last(self, numbers: tuple[int, ...]) -> Step | None:
+    def _last(self, path: tuple[Step, ...], numbers: tuple[int, ...]) -> Step | None:
         """Combine the last two numbers; return the step that makes the target, or None after a dead end."""
         target = self.problem.target
         steps = sorted(steps_of(numbers), key=lambda s: abs(s[3] - target))
@@ -129,16 +131,20 @@ class _Writer:
             return steps[0]
         for a, op, b, value in steps[: self.rng.choice((1, 1, 2))]:
             self._write(f"so {a} {op} {b} = {value} not {target}")
+        if not self.closest or abs(steps[0][3] - target) < abs(self.closest[-1][3] - target):
+            self.closest = (*path, steps[0])
         self.dead_ends += 1
         return None
 
     def _explore(self, path: tuple[Step, ...], numbers: tuple[int, ...]) -> tuple[Step, ...] | None:
         """Search below a path; return the steps of a solution, or None when it is time to back out."""
         if len(numbers) == 2:
-            last = self._last(numbers)
+            last = self._last(path, numbers)
             return (*path, last) if last else None
-        # At the top there is nothing to back out to; the search still ends, because it goes straight in the end.
+        # At the top there is nothing to back out to but the end of the search.
         for visit in count() if not path else range(self.rng.choice((1, 2, 2, 3))):
+            if visit and self.words > self.patience:
+                return None
             step = self._choose(path, numbers)
             left = after(numbers, step)
             again = (*path, step) in self.tried
@@ -152,10 +158,8 @@ class _Writer:
         return None
 
     def solution(self) -> tuple[Step, ...]:
-        """Search until the target is reached and return the steps that reach it."""
-        found = self._explore((), self.problem.numbers)
-        assert found is not None, "the search at the top only ends with a solution"
-        return found
+        """Search until the target is reached or patience is at an end; return the steps that came closest."""
+        return self._explore((), self.problem.numbers) or self.closest
 
 
 def expression_of(numbers: tuple[int, ...], steps: tuple[Step, ...]) -> str:
@@ -173,7 +177,7 @@ def expression_of(numbers: tuple[int, ...], steps: tuple[Step, ...]) -> str:
 
 
 def worked_solution(problem: Problem, rng: random.Random) -> str:
-    """Return one worked solution: plan, search, check, answer.
+    """Return one worked solution: plan, search, check, answer; wrong where patience was at an end before.
 
     Raises ValueError where no steps within 1..LARGEST_VALUE solve the problem.
     """
@@ -182,6 +186,6 @@ def worked_solution(problem: Problem, rng: random.Random) -> str:
     writer = _Writer(problem, rng)
     steps = writer.solution()
     checks = [f"check {a} {op} {b} = {value}" for a, op, b, value in steps]
-    uses = f"uses {' '.join(map(str, problem.numbers))} makes {problem.target}"
+    uses = f"uses {' '.join(map(str, problem.numbers))} makes {steps[-1][3]}"
     answer = f"{ANSWER_MARK} {expression_of(problem.numbers, steps)}"
     return "\n".join([*writer.lines, *checks, uses, answer])

@@ -28,7 +28,7 @@ class Ranks:
 
 
 class Exchange:
-    """The ranks' three collectives; those of every step work in the same buffers.
+    """What the ranks tell each other; what they do so every step works in buffers that are there before it.
 
     Args:
         ranks: who takes part.
@@ -55,7 +55,7 @@ class Exchange:
         dist.all_gather_into_tensor(parts.view(torch.uint8), own.view(-1).view(torch.uint8), group=self._ranks.group)
         whole = self._whole[: len(own)]
         whole.copy_(parts.view(self._ranks.size, *own.shape).transpose(0, 1))
-        return whole.view(len(own), -1)
+        return whole.flatten(1)
 
     def add_up(self, own: torch.Tensor) -> torch.Tensor:
         """Replace a tensor by its sum over the ranks."""

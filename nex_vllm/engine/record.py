@@ -51,7 +51,8 @@ class Record:
         self._row_numbers = torch.arange(max_rows, dtype=torch.int32, device=device)
         self._in_use = False
         self._least: torch.Tensor | None = None
-        self._reduction = reduction(name, self.data, self.maxima, self._weights, top_k, layout.num_layers, layout.ranks)
+        size = ranks.size if ranks else 1
+        self._reduction = reduction(name, self.data, self.maxima, self._weights, top_k, layout.num_layers, size)
         strongest = min(top_k, layout.num_neurons)
         self._exchange = Exchange(ranks, max_rows, strongest, dtype, device) if ranks else None
         self._copies = HostCopies(max_rows, 3, torch.float64, device)

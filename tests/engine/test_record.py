@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import psutil
 import pytest
@@ -14,8 +16,7 @@ from nex_vllm.engine.record import Record
 from nex_vllm.engine.recorder import rows_needed
 
 
-@pytest.mark.parametrize("ranks", [None, Ranks(group=None, rank=0, size=2)])
-def test_the_memory_that_is_announced_is_the_memory_that_is_taken(ranks: Ranks | None) -> None:
+def _announced_and_taken(ranks: Ranks | None) -> tuple[int, int]:
     def build(rows: int) -> Record:
         return Record(
             NeuronLayout(num_layers=28, width=3072, ranks=ranks.size if ranks else 1),
@@ -33,10 +34,18 @@ def test_the_memory_that_is_announced_is_the_memory_that_is_taken(ranks: Ranks |
     before = process.memory_info().rss
     record = build(rows_needed(256, 3, 8192, teacher_forced=False))
     taken = process.memory_info().rss - before
-    assert record.num_bytes > 300 * 2**20
     assert record.num_bytes > warm.num_bytes
+    return record.num_bytes, taken
+
+
+@pytest.mark.parametrize("ranks", [None, Ranks(group=None, rank=0, size=2)])
+def test_the_memory_that_is_announced_is_the_memory_that_is_taken(ranks: Ranks | None) -> None:
+    # In a process of its own: what other tests have freed may still be resident, and would be taken again.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        announced, taken = pool.submit(_announced_and_taken, ranks).result()
+    assert announced > 300 * 2**20
     # vLLM's CPU backend sizes its cache by what is resident: pages that are only promised would not count.
-    assert taken == pytest.approx(record.num_bytes, rel=0.02)
+    assert taken == pytest.approx(announced, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,15 @@ def test_parts_of_a_row_agree_on_what_the_whole_row_keeps(data: str, name: str, 
     torch.testing.assert_close(torch.stack(counts).sum(dim=0), whole.entries(all_rows(record))[0])
 
 
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_what_was_built_for_one_rank_does_not_write_where_others_would_read(name: str) -> None:
+    _, operations = put_together(name, np.ones((2, 50)), torch.float32, 5)
+    with pytest.raises(AssertionError, match="built for one rank"):
+        operations.strongest(2)
+    with pytest.raises(AssertionError, match="built for one rank"):
+        operations.thresholds(torch.ones(2, 10))
+
+
 @pytest.mark.parametrize("negative", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)

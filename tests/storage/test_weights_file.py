@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -61,6 +62,14 @@ def test_file_of_another_program_is_read(tmp_path: Path) -> None:
     loaded = load_weights(_foreign(tmp_path / "w", rho="0.9"))
     assert loaded.meta == dataclasses.replace(WEIGHTS_META, rho=0.9)
     np.testing.assert_array_equal(loaded.weights, WEIGHTS)
+
+
+def test_entry_that_a_digest_covers_is_kept_out_of_the_way(tmp_path: Path) -> None:
+    extra = STRINGS | {"note": "by hand"}
+    digest = hashlib.sha256(json.dumps(dict(sorted(extra.items()))).encode() + KEYS.tobytes() + WEIGHTS.tobytes())
+    loaded = load_weights(_foreign(tmp_path / "w", note="by hand", sha256=digest.hexdigest()))
+    np.testing.assert_array_equal(loaded.weights, WEIGHTS)
+    _refused(_foreign(tmp_path / "w", note="by mouth", sha256=digest.hexdigest()), "was changed or damaged")
 
 
 def test_strided_arrays_are_saved_by_value(tmp_path: Path) -> None:
