@@ -69,7 +69,7 @@ def _switch_on_where_asked(engine_args: Any) -> None:
         # vLLM allows any object with a hash here; NEX is asked for in a mapping.
         if not isinstance(self.additional_config, dict) or CONFIG_KEY not in self.additional_config:
             return plain_create_engine_config(self, *args, **kwargs)
-        from nex_vllm.engine.activation import create_engine_config_with_nex
+        from nex_vllm.plugin.activation import create_engine_config_with_nex
 
         return create_engine_config_with_nex(self, functools.partial(plain_create_engine_config, self, *args, **kwargs))
 

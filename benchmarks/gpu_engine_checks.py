@@ -65,8 +65,8 @@ def sums(dtype: str) -> dict[str, Any]:
     import vllm
 
     from nex_vllm.storage import load_weights
-    from tests.engine.models import SHAPE, save_random_model
-    from tests.engine.reference import HookedModel
+    from tests.plugin.models import SHAPE, save_random_model
+    from tests.plugin.reference import HookedModel
 
     width, layers = SHAPE["intermediate_size"], SHAPE["num_hidden_layers"]
 

@@ -72,7 +72,7 @@ def time_taps(timer: Timer) -> None:
 
 def time_parts(timer: Timer, llm: Any) -> None:
     """Put clocks around what a step calls, in the order of a step."""
-    from nex_vllm.engine import worker
+    from nex_vllm.plugin import worker
 
     core = llm.llm_engine.engine_core.engine_core
     recording = core.model_executor.driver_worker.worker

@@ -146,7 +146,7 @@ def _answers(example: Example, problems: list[dict[str, Any]], weights: Path, ve
 
 def _requests(example: Example, problems: list[dict[str, Any]], session: Session) -> list[EngineRequest]:
     from nex_vllm import SamplingParams
-    from nex_vllm.compat.offline import RequestOutputKind
+    from nex_vllm.plugin.offline import RequestOutputKind
     from nex_vllm.storage import Prompt
 
     settings = example.settings

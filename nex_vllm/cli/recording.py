@@ -145,7 +145,7 @@ def run_record(plan: RecordingPlan, directory: Path) -> None:
 
 def _requests(plan: RecordingPlan, session: Session, wanted: list[WantedResponse]) -> list[EngineRequest]:
     from nex_vllm import SamplingParams
-    from nex_vllm.compat.offline import RequestOutputKind
+    from nex_vllm.plugin.offline import RequestOutputKind
 
     tokens: dict[str, list[int]] = {}
     for prompt in {response.prompt.id: response.prompt for response in wanted}.values():

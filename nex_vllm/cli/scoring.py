@@ -162,7 +162,7 @@ def _room_for_full_context(folder: Path) -> int | None:
     token. That token is sampled and dropped: no position beyond the model's own is ever computed.
     """
     os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
-    from nex_vllm.compat.offline import EngineArgs
+    from nex_vllm.plugin.offline import EngineArgs
 
     try:
         config = EngineArgs(model=str(folder)).create_model_config()

@@ -59,9 +59,8 @@ class Session:
     def __init__(self, folder: Path, settings: dict[str, Any], *, verbose: bool = False, **engine: Any) -> None:
         note(f"starting the engine on {folder} ...")
         quiet_vllm(verbose)
-        from vllm import LLM
-
-        from nex_vllm.engine.activation import is_active
+        from nex_vllm.plugin.activation import is_active
+        from nex_vllm.plugin.offline import LLM
 
         try:
             self._llm = LLM(
@@ -95,7 +94,7 @@ class Session:
         Raises:
             ValueError: it is longer than the context, or the model has no usable chat template.
         """
-        from nex_vllm.compat.offline import ChatParams, VLLMClientError
+        from nex_vllm.plugin.offline import ChatParams, VLLMClientError
 
         renderer = self._llm.renderer
         try:
@@ -123,7 +122,7 @@ class Session:
             InterruptedRunError: Ctrl-C; every request that had ended was yielded before.
             NexError: the engine failed.
         """
-        from nex_vllm.compat.offline import VLLMClientError
+        from nex_vllm.plugin.offline import VLLMClientError
 
         engine = self._llm.llm_engine
         scheduler = engine.vllm_config.scheduler_config

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nex_vllm.engine.options import FIELDS, parse_options
-from nex_vllm.engine.selection import Candidate, Selection
+from nex_vllm.choosing.options import FIELDS, parse_options
+from nex_vllm.choosing.selection import Candidate, Selection
 from nex_vllm.errors import InputError
 
 REQUEST_FIELDS = ("nex_select", "nex_return_candidates")

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
-from nex_vllm.engine.selection import Selection
+from nex_vllm.choosing.selection import Selection
 from nex_vllm.serving.fields import num_generated_tokens, selection_body
 
 _PREFIX = "data: "

@@ -47,7 +47,7 @@ def result_of(scenario: str) -> dict[str, Any]:
 
 def assert_runs_on_v2(result: dict[str, Any]) -> None:
     assert result["runner"] == "vllm.v1.worker.gpu.model_runner.GPUModelRunner"
-    assert result["scheduler"][0] == "nex_vllm.engine.scheduler.AsyncScheduler"
+    assert result["scheduler"][0] == "nex_vllm.plugin.scheduler.AsyncScheduler"
     assert "vllm.v1.core.sched.async_scheduler.AsyncScheduler" in result["scheduler"]
     assert result["counts"]["overlaps"] > 0, "steps began before the scheduler had seen the one before"
 

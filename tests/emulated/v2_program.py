@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import nex_vllm_plugin
-from nex_vllm.engine.params import SamplingParams
+from nex_vllm.plugin.params import SamplingParams
 from nex_vllm.storage import WeightsFile, WeightsMeta, load_weights, model_fingerprint, save_weights
 from tests.emulated.watch import Watch
 
@@ -72,9 +72,9 @@ def use_kernels(name: str) -> None:
 
     The worker's device calls itself CUDA while its tensors are on the CPU, so half of NEX's own choice would be either.
     """
-    from nex_vllm.compat import mlps
-    from nex_vllm.engine import record
     from nex_vllm.kernels.gpu_tap import silu_mul_tap_gpu, tap_gpu
+    from nex_vllm.plugin import mlps
+    from nex_vllm.recording import record
 
     record.choose = lambda device_type, dtype: name
     if name == "cpu":

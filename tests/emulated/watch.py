@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nex_vllm.compat.mlps import TappedActivation
 from nex_vllm.kernels.select_reduce import entries_naive, masses_naive
+from nex_vllm.plugin.mlps import TappedActivation
 
 
 @dataclass

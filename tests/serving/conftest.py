@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.engine.conftest import prompts, random_model, shipped_weights  # noqa: F401 - fixtures
+from tests.plugin.conftest import prompts, random_model, shipped_weights  # noqa: F401 - fixtures
 
 VLLM = Path(sys.executable).parent / "vllm"
 

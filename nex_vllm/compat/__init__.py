@@ -1,1 +1,0 @@
-"""Every vLLM private name the project touches, in one place."""

@@ -1,0 +1,170 @@
+"""Switch NEX on in one engine: check what was asked for, then point vLLM at our worker and scheduler."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nex_vllm.errors import InputError
+from nex_vllm.plugin.settings import CONFIG_KEY, DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, NexSettings, ResolvedSettings
+from nex_vllm.storage.fingerprint import model_fingerprint
+from nex_vllm.storage.weights import check_fits, load_weights
+
+WORKERS = {
+    "vllm.v1.worker.cpu_worker.CPUWorker": "nex_vllm.plugin.worker.CPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "nex_vllm.plugin.worker.GPUWorker",
+}
+SCHEDULER = "nex_vllm.plugin.scheduler.Scheduler"
+ASYNC_SCHEDULER = "nex_vllm.plugin.scheduler.AsyncScheduler"
+
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def create_engine_config_with_nex(engine_args: Any, make_config: Callable[[], Any]) -> Any:
+    """Make vLLM's configuration and switch NEX on in it.
+
+    Raises:
+        InputError: for unusable settings, a weights file that does not fit, or a model or parallel layout that NEX
+            cannot read. On a command line the process ends instead, with one sentence and exit status 2.
+    """
+    raw = engine_args.additional_config[CONFIG_KEY]
+    try:
+        settings = NexSettings.from_config(raw)
+        if settings.weights is not None:
+            # Before the model's configuration is read, which can take long.
+            load_weights(Path(settings.weights))
+        config = make_config()
+        _refuse_unsupported(config)
+        resolved = _resolve(settings, config)
+    except InputError as error:
+        if not (isinstance(raw, dict) and raw.get("from_command_line")):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    config.additional_config = {**config.additional_config, CONFIG_KEY: resolved.to_config()}
+    config.parallel_config.worker_cls = WORKERS[config.parallel_config.worker_cls]
+    config.scheduler_config.scheduler_cls = ASYNC_SCHEDULER if config.scheduler_config.async_scheduling else SCHEDULER
+    from nex_vllm.plugin import frontend
+
+    frontend.install()
+    if settings.from_command_line or "vllm.entrypoints.openai.api_server" in sys.modules:
+        # A server, not `LLM` in somebody's program, which has no use for the serving stack.
+        from nex_vllm.plugin import openai_server
+
+        openai_server.install(resolved)
+    return config
+
+
+def resolved_settings(vllm_config: Any) -> ResolvedSettings:
+    """Return the settings of an engine that NEX is on in."""
+    return ResolvedSettings.from_config(vllm_config.additional_config[CONFIG_KEY])
+
+
+def is_active(vllm_config: Any) -> bool:
+    """Whether NEX was switched on in the engine of this configuration."""
+    config = vllm_config.additional_config
+    return isinstance(config, dict) and bool((config.get(CONFIG_KEY) or {}).get("resolved"))
+
+
+def _refuse_unsupported(config: Any) -> None:
+    """Refuse, before anything is loaded, what NEX cannot record."""
+    parallel = config.parallel_config
+    degrees = {
+        "pipeline parallel": parallel.pipeline_parallel_size,
+        "decode context parallel": parallel.decode_context_parallel_size,
+        "prefill context parallel": getattr(parallel, "prefill_context_parallel_size", 1),
+    }
+    for name, degree in degrees.items():
+        if degree > 1:
+            raise InputError(
+                f"NEX does not record under {name} of degree {degree}; set it to 1 (tensor and data parallel work), "
+                "or serve without NEX."
+            )
+    if getattr(parallel, "enable_dbo", False) or getattr(parallel, "num_ubatches", 0) > 1:
+        raise InputError("NEX does not record under dual-batch overlap (micro-batches); switch it off.")
+    if parallel.worker_cls not in WORKERS:
+        raise InputError(f"NEX has no worker for {parallel.worker_cls}; it runs on the CPU and CUDA backends.")
+    if config.scheduler_config.scheduler_cls is not None:
+        raise InputError(
+            f"NEX brings its own scheduler, but {config.scheduler_config.scheduler_cls} was asked for; leave it unset."
+        )
+    if getattr(config.speculative_config, "enable_adaptive_verification", False):
+        raise InputError(
+            "Adaptive verification deals drafts out on the device, where NEX cannot follow which row is whose; set "
+            'speculative_config={"enable_adaptive_verification": false}.'
+        )
+    if getattr(config.cache_config, "kv_sharing_fast_prefill", False):
+        raise InputError(
+            "NEX does not record under kv_sharing_fast_prefill, where the last layers see only some rows of a batch; "
+            "leave it off."
+        )
+    if config.compilation_config.pass_config.fuse_act_quant and config.quant_config is not None:
+        raise InputError(
+            "The activation is fused with quantisation (pass_config.fuse_act_quant), which removes the tensor that NEX "
+            'reads; set compilation_config={"pass_config": {"fuse_act_quant": false}}.'
+        )
+    text = config.model_config.hf_text_config
+    experts = next((name for name in _EXPERT_COUNTS if (getattr(text, name, None) or 0) > 1), None)
+    if experts is not None:
+        raise InputError(
+            f"{config.model_config.model} is a mixture of experts ({experts} = {getattr(text, experts)}); NEX reads "
+            "dense gated MLPs only. Serve a dense model, or serve this one without NEX."
+        )
+    if not isinstance(getattr(text, "intermediate_size", None), int):
+        raise InputError(
+            f"{config.model_config.model} ({', '.join(config.model_config.architectures)}) has no gated MLP that NEX "
+            "can read: its configuration names no intermediate_size. Serve another model, or this one without NEX."
+        )
+
+
+def local_folder(config: Any) -> Path:
+    """Return the folder that the model's files are in; a model of the Hugging Face hub is downloaded, as vLLM would."""
+    model = config.model_config.model
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            model,
+            revision=config.model_config.revision,
+            cache_dir=config.load_config.download_dir,
+            allow_patterns=["*.json", "*.safetensors"],
+        )
+    except Exception as error:  # the hub's client raises a dozen unrelated classes
+        raise InputError(
+            f"The files of {model}, which the weights are checked against, could not be had from the Hugging Face hub "
+            f"({type(error).__name__}); give a model's folder."
+        ) from None
+    return Path(folder)
+
+
+def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
+    """Check the weights file against the model, and take from it what was left open."""
+    if settings.weights is None:
+        return ResolvedSettings(
+            weights=None,
+            top_k=settings.top_k or DEFAULT_TOP_K,
+            row_tokens=settings.row_tokens or DEFAULT_ROW_TOKENS,
+            teacher_forced=settings.teacher_forced,
+        )
+    path = Path(settings.weights).absolute()
+    file = load_weights(path)
+    text = config.model_config.hf_text_config
+    resolved = ResolvedSettings(
+        weights=str(path),
+        top_k=settings.top_k or file.meta.top_k,
+        row_tokens=settings.row_tokens or file.meta.row_tokens,
+        teacher_forced=settings.teacher_forced,
+    )
+    check_fits(
+        file,
+        model_fingerprint=model_fingerprint(local_folder(config)),
+        num_layers=text.num_hidden_layers,
+        intermediate_size=text.intermediate_size,
+        top_k=resolved.top_k,
+        source=path,
+    )
+    return resolved

@@ -1,0 +1,205 @@
+"""What is refused when an engine is configured, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nex_vllm import InputError
+from nex_vllm.plugin.settings import NexSettings
+
+
+def _config(model: Path, nex: Any, **options: Any) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs(
+        model=str(model), max_model_len=256, additional_config={"nex": nex}, **options
+    ).create_engine_config()
+
+
+def _edited(model: Path, folder: Path, **fields: Any) -> Path:
+    """Copy a model's configuration with some fields changed."""
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    return folder
+
+
+def test_our_worker_and_scheduler_take_their_places(shipped_model: Path) -> None:
+    config = _config(shipped_model, {})
+    assert config.parallel_config.worker_cls == "nex_vllm.plugin.worker.CPUWorker"
+    assert config.scheduler_config.scheduler_cls == "nex_vllm.plugin.scheduler.Scheduler"
+    settings = NexSettings.from_config(config.additional_config["nex"])
+    assert (settings.top_k, settings.row_tokens, settings.weights) == (2000, 32, None)
+
+
+def test_what_the_user_left_open_comes_from_the_weights(shipped_model: Path, shipped_weights: Path) -> None:
+    config = _config(shipped_model, {"weights": str(shipped_weights)})
+    settings = NexSettings.from_config(config.additional_config["nex"])
+    assert (settings.top_k, settings.row_tokens) == (24, 8)
+
+
+@pytest.mark.parametrize(
+    ("nex", "words"),
+    [
+        ({"wieghts": "x"}, ["wieghts", "weights, top_k, row_tokens"]),
+        ({"top_k": 0}, ["top_k", "0", "at least 1"]),
+        ({"top_k": "many"}, ["top_k", "many"]),
+        ("on", ["on", "mapping"]),
+        ({"weights": "/nowhere/weights.safetensors"}, ["/nowhere/weights.safetensors"]),
+    ],
+)
+def test_wrong_settings_are_refused(nex: Any, words: list[str], shipped_model: Path) -> None:
+    with pytest.raises(InputError) as error:
+        _config(shipped_model, nex)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_weights_of_another_model_are_refused_with_both_named(
+    shipped_weights: Path, random_model: Any, shipped_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"weights.safetensors.* 4 layers.* 3"):
+        _config(random_model("qwen3"), {"weights": str(shipped_weights)})
+    with pytest.raises(InputError, match=r"(?s)24.*2000|2000.*24"):
+        _config(shipped_model, {"weights": str(shipped_weights), "top_k": 2000})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_experts": 8}, ["mixture of experts", "num_experts = 8", "dense"]),
+        ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "intermediate_size": None}, ["gated MLP"]),
+    ],
+)
+def test_a_model_that_nex_cannot_read_is_refused(
+    fields: dict[str, Any], words: list[str], shipped_model: Path, tmp_path: Path
+) -> None:
+    folder = _edited(shipped_model, tmp_path, **fields)
+    with pytest.raises(InputError) as error:
+        _config(folder, {}, skip_tokenizer_init=True)
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pipeline_parallel_size": 2}, ["pipeline parallel", "2"]),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, ["scheduler"]),
+    ],
+)
+def test_what_nex_cannot_run_under_is_refused(options: dict[str, Any], words: list[str], shipped_model: Path) -> None:
+    with pytest.raises(InputError) as error:
+        _config(shipped_model, {}, **options)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_configuration_object_that_is_no_mapping_is_left_to_vllm(shipped_model: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    class Opaque:
+        def compute_hash(self) -> str:
+            return "opaque"
+
+    arguments = EngineArgs(model=str(shipped_model), max_model_len=256)
+    arguments.additional_config = Opaque()  # type: ignore[assignment]
+    config = arguments.create_engine_config()
+    assert config.parallel_config.worker_cls == "vllm.v1.worker.cpu_worker.CPUWorker"
+
+
+def test_a_model_of_the_hub_is_checked_by_the_files_that_vllm_will_load(shipped_model: Path, tmp_path: Path) -> None:
+    from nex_vllm.plugin.activation import local_folder
+    from nex_vllm.storage import model_fingerprint
+
+    # The hub's cache as a download leaves it.
+    repository = tmp_path / "models--org--countdown"
+    snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(shipped_model, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(model="org/countdown", revision=None),
+        load_config=SimpleNamespace(download_dir=str(tmp_path)),
+    )
+    assert model_fingerprint(local_folder(config)) == model_fingerprint(shipped_model)
+    config.model_config.model = "org/nowhere"
+    with pytest.raises(InputError, match="org/nowhere"):
+        local_folder(config)
+
+
+def _parsed(model: Path, *flags: str) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    import nex_vllm_plugin
+
+    nex_vllm_plugin.register()
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    arguments = parser.parse_args(["--model", str(model), *flags])
+    AsyncEngineArgs.from_cli_args(arguments)
+    return arguments
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--plugin", "nex", "--nex-weights", "w", "--additional-config", '{"other": 1}'],
+        ["--additional-config", '{"other": 1}', "--nex-weights", "w"],
+        ["--additional-config", '{"other": 1, "nex": {"weights": "w"}}'],
+    ],
+)
+def test_flags_and_additional_config_come_together_in_the_parsed_arguments(
+    flags: list[str], shipped_model: Path
+) -> None:
+    # In the arguments themselves, because vLLM hands these to further server processes.
+    expected = {"other": 1, "nex": {"weights": "w", "from_command_line": True}}
+    assert _parsed(shipped_model, *flags).additional_config == expected
+
+
+def test_settings_that_are_no_mapping_end_the_command_with_a_sentence(
+    shipped_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        _parsed(shipped_model, "--plugin", "nex", "--additional-config", '{"nex": "on"}')
+    assert end.value.code == 2
+    assert "'on', but must be a mapping" in capsys.readouterr().err
+
+
+def test_registering_twice_is_a_no_op() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    import nex_vllm_plugin
+
+    nex_vllm_plugin.register()
+    once = (EngineArgs.create_engine_config, EngineArgs.add_cli_args, EngineArgs.from_cli_args.__func__)
+    nex_vllm_plugin.register()
+    assert once == (EngineArgs.create_engine_config, EngineArgs.add_cli_args, EngineArgs.from_cli_args.__func__)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "import nex_vllm, vllm; P = vllm.SamplingParams",
+        "import vllm, nex_vllm; P = vllm.SamplingParams",
+        "import nex_vllm; from vllm import SamplingParams as P",
+        "import nex_vllm, importlib.util; importlib.util.find_spec('vllm'); import vllm; P = vllm.SamplingParams",
+        "from nex_vllm import SamplingParams as P",
+    ],
+)
+def test_sampling_params_of_vllm_are_ours_after_the_import(statements: str) -> None:
+    program = f"{statements}\nprint(P(n=3, nex_select=True).extra_args, P.__module__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout.strip() == "{'nex_select': True} nex_vllm.plugin.params"
+
+
+def test_importing_the_package_loads_neither_torch_nor_vllm() -> None:
+    program = (
+        "import sys, nex_vllm; print([n for n in ('torch', 'vllm', 'sklearn', 'transformers') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

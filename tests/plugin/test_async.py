@@ -1,0 +1,48 @@
+"""Asynchronous scheduling: tokens that were computed past the end of a response are nobody's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nex_vllm.algorithm.scores import weighted_masses
+from nex_vllm.algorithm.weights import NeuronWeights
+from nex_vllm.storage.weights import load_weights
+from tests.plugin.conftest import TOP_K
+from tests.plugin.reference import HookedModel, assert_same_sums
+
+pytestmark = pytest.mark.engine
+
+
+def test_asynchronous_steps_attribute_every_token_once(
+    shipped_model: Path, shipped_weights: Path, prompts: list[str]
+) -> None:
+    program = Path(__file__).parent / "async_engine.py"
+    arguments = [str(shipped_model), str(shipped_weights), json.dumps(prompts[:6])]
+    done = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, timeout=400)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    assert result["asynchronous"]
+    assert result["scheduler"] == "AsyncScheduler"
+    assert result["thrown_away"] > 0, "some tokens were computed past the end of their response"
+    assert result["preemptions"] > 0, "some requests were preempted with a step in flight"
+
+    file = load_weights(shipped_weights)
+    reference = HookedModel(shipped_model)
+    reasons = set()
+    for output in result["outputs"]:
+        for candidate in output["candidates"]:
+            reasons.add(candidate["finish_reason"])
+            keys, masses = np.array(candidate["keys"], np.uint32), np.array(candidate["masses"], np.float32)
+            assert_same_sums(keys, masses, reference.sums(output["prompt"], candidate["tokens"], TOP_K))
+            expected = weighted_masses(keys, masses, NeuronWeights(file.keys, file.weights))
+            assert candidate["score"] == pytest.approx(expected.score, abs=1e-5)
+            assert np.isfinite(candidate["logprobs"]).all()
+    assert "stop" in reasons

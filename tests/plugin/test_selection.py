@@ -1,0 +1,235 @@
+"""Scores, winners and options on the shipped model, eager, with weights."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nex_vllm import InputError, SamplingParams
+from nex_vllm.algorithm.baselines import SELECTORS, CandidateTrace
+from nex_vllm.algorithm.scores import weighted_masses
+from nex_vllm.algorithm.weights import NeuronWeights
+from nex_vllm.storage.weights import load_weights
+from tests.plugin.conftest import ROW_TOKENS
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def llm(engine: Any, shipped_model: Any, shipped_weights: Any) -> Any:
+    return engine(shipped_model, {"weights": str(shipped_weights), "teacher_forced": True})
+
+
+@pytest.fixture
+def weights(shipped_weights: Any) -> NeuronWeights:
+    file = load_weights(shipped_weights)
+    return NeuronWeights(file.keys, file.weights)
+
+
+def test_every_score_follows_from_sums_and_weights_and_the_highest_wins(llm: Any, weights: Any, prompts: Any) -> None:
+    params = SamplingParams(n=4, nex_select=True, nex_return_sums=True, max_tokens=60, temperature=0.9, seed=5)
+    for output in llm.generate(prompts[:12], params):
+        scores = []
+        for candidate in output.nex.candidates:
+            masses = weighted_masses(candidate.sums.keys, candidate.sums.masses, weights)
+            assert candidate.score == pytest.approx(masses.score, abs=1e-5)
+            assert candidate.pos_mass == pytest.approx(masses.pos, rel=1e-5)
+            assert candidate.abs_mass == pytest.approx(masses.abs, rel=1e-5)
+            assert candidate.tot_mass == pytest.approx(masses.tot, rel=1e-5)
+            scores.append(candidate.score)
+        assert len(set(scores)) == 4, "sampled responses differ, so do their scores"
+        assert output.nex.selected == int(np.argmax(scores))
+        assert output.nex.selector == "nex"
+        (winner,) = output.outputs
+        assert winner.index == 0
+        assert winner.text == output.nex.candidates[output.nex.selected].text
+        assert list(winner.token_ids) == output.nex.candidates[output.nex.selected].token_ids
+        assert output.kv_transfer_params is None, "the records' way to the front end is hidden from users"
+
+
+def test_all_returns_every_output_in_order(llm: Any, prompts: Any) -> None:
+    (output,) = llm.generate(prompts[:1], SamplingParams(n=3, nex_select="all", max_tokens=20, seed=1))
+    assert [each.index for each in output.outputs] == [0, 1, 2]
+    assert [each.text for each in output.outputs] == [each.text for each in output.nex.candidates]
+    scores = [each.score for each in output.nex.candidates]
+    assert output.nex.selected == int(np.argmax(scores))
+
+
+def test_one_candidate_is_allowed_and_scored(llm: Any, prompts: Any) -> None:
+    (output,) = llm.generate(prompts[:1], SamplingParams(n=1, nex_select=True, max_tokens=20, temperature=0))
+    assert output.nex.selected == 0
+    assert 0 < output.nex.candidates[0].score < 1
+
+
+def test_plain_parameters_with_extra_args_do_the_same(llm: Any, prompts: Any) -> None:
+    from vllm.sampling_params import SamplingParams as Plain
+
+    plain = llm.generate(prompts[:1], Plain(n=3, max_tokens=20, seed=2, extra_args={"nex_select": True}))[0]
+    ours = llm.generate(prompts[:1], SamplingParams(n=3, max_tokens=20, seed=2, nex_select=True))[0]
+    assert plain.outputs[0].text == ours.outputs[0].text
+    assert [c.token_ids for c in plain.nex.candidates] == [c.token_ids for c in ours.nex.candidates]
+    assert plain.nex.candidates[0].score == pytest.approx(ours.nex.candidates[0].score, abs=1e-6)
+
+
+def test_a_request_that_asks_for_nothing_is_left_alone(llm: Any, prompts: Any) -> None:
+    (output,) = llm.generate(prompts[:1], SamplingParams(n=3, max_tokens=10, seed=1))
+    assert len(output.outputs) == 3
+    assert not hasattr(output, "nex")
+
+
+def test_rows_add_up_to_the_sums(llm: Any, prompts: Any) -> None:
+    params = SamplingParams(n=2, nex_return_sums=True, nex_return_rows=True, max_tokens=61, seed=3, temperature=0.9)
+    for output in llm.generate(prompts[:4], params):
+        for candidate in output.nex.candidates:
+            rows = candidate.rows
+            assert rows.num_tokens == candidate.num_tokens
+            assert list(rows.tokens[:-1]) == [ROW_TOKENS] * (rows.num_rows - 1)
+            assert 1 <= rows.tokens[-1] <= ROW_TOKENS
+            keys, places = np.unique(rows.keys, return_inverse=True)
+            np.testing.assert_array_equal(keys, candidate.sums.keys)
+            added = np.bincount(places, rows.masses.astype(np.float64))
+            np.testing.assert_allclose(added, candidate.sums.masses, rtol=1e-5)
+            assert (rows.entropy > 0).all()
+            assert (rows.logprob <= 0).all()
+
+
+def test_row_statistics_are_those_of_the_distribution_before_any_filter(llm: Any, prompts: Any) -> None:
+    params = SamplingParams(
+        nex_return_rows=True, max_tokens=16, seed=4, temperature=0.5, top_p=0.3, logprobs=0, nex_return_sums=True
+    )
+    (output,) = llm.generate(prompts[:1], params)
+    (candidate,) = output.nex.candidates
+    # vLLM's own log-probabilities are those of the raw distribution.
+    theirs = [step[token].logprob for step, token in zip(output.outputs[0].logprobs, candidate.token_ids, strict=True)]
+    means = [np.mean(theirs[i : i + ROW_TOKENS]) for i in range(0, len(theirs), ROW_TOKENS)]
+    np.testing.assert_allclose(candidate.rows.logprob, means, atol=1e-4)
+
+
+def test_a_stop_string_scores_exactly_the_tokens_that_are_returned(llm: Any, weights: Any, prompts: Any) -> None:
+    free = llm.generate(prompts[:6], SamplingParams(n=3, nex_return_sums=True, max_tokens=60, seed=7))
+    stopped = llm.generate(prompts[:6], SamplingParams(n=3, nex_return_sums=True, max_tokens=60, seed=7, stop=["not"]))
+    num_stopped = 0
+    for whole, cut in zip(free, stopped, strict=True):
+        for long, short in zip(whole.nex.candidates, cut.nex.candidates, strict=True):
+            if short.finish_reason != "stop" or short.num_tokens == long.num_tokens:
+                continue
+            num_stopped += 1
+            assert short.token_ids == long.token_ids[: short.num_tokens]
+            assert short.tot_mass < long.tot_mass
+    assert num_stopped >= 3, "the stop string did cut responses short"
+    # Exactly these tokens: the same response given and recorded in a teacher-forced pass has the same masses.
+    for output in stopped:
+        for candidate in output.nex.candidates:
+            assert _score_given(llm, output.prompt_token_ids, candidate.token_ids).score == pytest.approx(
+                weighted_masses(candidate.sums.keys, candidate.sums.masses, weights).score, abs=1e-4
+            )
+
+
+def _score_given(llm: Any, prompt: list[int], response: list[int]) -> Any:
+    from vllm.sampling_params import SamplingParams as Plain
+
+    extra_args = {"nex_select": True, "nex_response_start": len(prompt)}
+    params = Plain(max_tokens=1, temperature=0, detokenize=False, extra_args=extra_args)
+    (output,) = llm.generate({"prompt_token_ids": list(prompt) + list(response)}, params)
+    (candidate,) = output.nex.candidates
+    assert candidate.num_tokens == len(response)
+    return candidate
+
+
+def test_a_given_response_scores_as_when_it_was_generated(llm: Any, prompts: Any) -> None:
+    outputs = llm.generate(prompts[:6], SamplingParams(n=2, nex_select="all", max_tokens=50, seed=9))
+    for output in outputs:
+        for candidate in output.nex.candidates:
+            given = _score_given(llm, output.prompt_token_ids, candidate.token_ids)
+            assert given.score == pytest.approx(candidate.score, abs=1e-3)
+            assert given.tot_mass == pytest.approx(candidate.tot_mass, rel=1e-3)
+
+
+def test_a_cached_prompt_scores_like_a_fresh_one(llm: Any, prompts: Any) -> None:
+    # Longer than a cache block of 128 tokens, so that a prefix can be cached at all.
+    prompt = " ".join(prompts[20:40])
+    params = SamplingParams(n=2, nex_select="all", nex_return_sums=True, max_tokens=12, seed=11)
+    llm.reset_prefix_cache()
+    (fresh,) = llm.generate([prompt], params)
+    (cached,) = llm.generate([prompt], params)
+    assert cached.num_cached_tokens > 0, "the second request did hit the prefix cache"
+    for a, b in zip(fresh.nex.candidates, cached.nex.candidates, strict=True):
+        assert a.token_ids == b.token_ids
+        np.testing.assert_array_equal(a.sums.keys, b.sums.keys)
+        assert a.score == pytest.approx(b.score, abs=1e-6)
+
+
+@pytest.mark.parametrize("selector", ["length", "logprob", "hes", "hes_low", "top20_entropy", "first"])
+def test_baseline_selectors_choose_what_their_definition_says(selector: str, llm: Any, prompts: Any) -> None:
+    params = SamplingParams(
+        n=4, nex_select=selector, nex_return_rows=True, max_tokens=90, temperature=1.0, seed=13, logprobs=0
+    )
+    for output in llm.generate(prompts[:4], params):
+        candidates = output.nex.candidates
+        rows = [candidate.rows for candidate in candidates]
+        sums = [float((r.entropy * r.tokens).sum()) for r in rows]
+        value = {
+            "length": [-c.num_tokens for c in candidates],
+            "logprob": [float((r.logprob * r.tokens).sum() / r.num_tokens) for r in rows],
+            "hes": sums,
+            "hes_low": [-s for s in sums],
+            "top20_entropy": [float(np.mean(r.entropy >= np.quantile(r.entropy.astype(float), 0.8))) for r in rows],
+            "first": [1, 0, 0, 0],
+        }
+        assert output.nex.selector == selector
+        assert len(output.outputs) == 1
+        if selector in value:
+            best = max(value[selector])
+            assert value[selector][output.nex.selected] == pytest.approx(best, rel=1e-4)
+
+
+def test_the_random_selector_chooses_by_the_name_of_the_request(llm: Any, prompts: Any) -> None:
+    params = SamplingParams(n=4, nex_select="random", max_tokens=4)
+    outputs = llm.generate(prompts[:1] * 24, params)
+    chosen = {output.nex.selected for output in outputs}
+    assert chosen == {0, 1, 2, 3}, "24 requests of different names spread over all candidates"
+    for output in outputs:
+        traces = [CandidateTrace(c.num_tokens, c.finish_reason) for c in output.nex.candidates]
+        again = SELECTORS["random"].select(traces, seed=zlib.crc32(output.request_id.encode()))
+        assert again == output.nex.selected
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "words"),
+    [
+        ({"nex_response_start": 5, "nex_return_rows": True}, ["nex_return_rows"]),
+        ({"nex_response_start": 5, "nex_select": "logprob"}, ["log-probability"]),
+        ({"nex_response_start": 5000}, ["5000", "prompt + response"]),
+        ({"nex_checked": {"row_tokens": 8}}, ["nex_checked"]),
+        ({"nex_select": "nonsense"}, ["nonsense", "logprob"]),
+        ({"nex_select": 3}, ["nex_select", "3"]),
+        ({"nex_selct": True}, ["nex_selct", "nex_select"]),
+        ({"nex_return_sums": "yes"}, ["nex_return_sums", "yes"]),
+        ({"nex_response_start": 0}, ["nex_response_start", "0"]),
+    ],
+)
+def test_a_wrong_request_is_refused_with_a_sentence(extra_args: Any, words: list[str], llm: Any, prompts: Any) -> None:
+    from vllm.sampling_params import SamplingParams as Plain
+
+    with pytest.raises(InputError) as error:
+        llm.generate(prompts[:1], Plain(n=1, max_tokens=1, extra_args=extra_args))
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_given_response_needs_one_token_and_one_sample(llm: Any, prompts: Any) -> None:
+    for options in ({"max_tokens": 2}, {"max_tokens": 1, "n": 2}):
+        with pytest.raises(InputError, match="max_tokens"):
+            llm.generate(prompts[:1], SamplingParams(nex_response_start=3, **options))
+
+
+def test_a_given_response_that_was_computed_before_is_recorded_whole(llm: Any, prompts: Any) -> None:
+    # Longer than a cache block of 128 tokens, and given twice: the second time its positions are in the prefix cache.
+    tokens = llm.get_tokenizer().encode(" ".join(prompts[:20]))
+    assert len(tokens) > 300
+    first = _score_given(llm, tokens[:10], tokens[10:])
+    second = _score_given(llm, tokens[:10], tokens[10:])
+    assert second.tot_mass == pytest.approx(first.tot_mass, rel=1e-5)
+    assert second.score == pytest.approx(first.score, abs=1e-5)
