@@ -30,8 +30,10 @@ def problem_of(entry: Entry) -> str | None:
     """Return what is wrong with an entry's name in this vLLM; None if nothing is."""
     try:
         found = _look_up(entry.target)
-    except (ImportError, AttributeError):
+    except AttributeError:
         return f"{entry.target} is missing ({entry.why})"
+    except ImportError as error:
+        return f"{entry.target} cannot be imported: {error} ({entry.why})"
     if entry.parameters:
         given = tuple(name for name in inspect.signature(found).parameters if name != "cls")
         if given[: len(entry.parameters)] != entry.parameters:
