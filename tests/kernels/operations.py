@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from nex_vllm.kernels import naive
 from nex_vllm.kernels.choice import Reduction, reduction
-from nex_vllm.kernels.tap import groups_per_layer, layer_number, tap_naive
+from nex_vllm.kernels.groups import groups_per_layer
+from nex_vllm.kernels.tap import layer_number
 
 NAMES = ("naive", "cpu", "gpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,7 +31,7 @@ def device_of(name: str) -> str:
     return "cuda" if name == "gpu" and torch.cuda.is_available() else "cpu"
 
 
-def put_together(
+def recorded(
     name: str,
     values: np.ndarray | torch.Tensor,
     dtype: torch.dtype,
@@ -52,7 +54,7 @@ def put_together(
     maxima = torch.zeros(rows + 1, layers * groups_per_layer(width), dtype=dtype, device=device)
     slots = torch.arange(rows, dtype=torch.int32, device=device)
     for layer in range(layers):
-        tap_naive(h[:, layer * width : (layer + 1) * width], slots, record, maxima, layer_number(layer, device))
+        naive.tap(h[:, layer * width : (layer + 1) * width], slots, record, maxima, layer_number(layer, device))
     weights = torch.zeros(neurons) if weights is None else weights
     return record[:rows], reduction(name, record, maxima, weights.to(device), top_k, layers, ranks)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nex_vllm.kernels.choice import implementation
-from tests.kernels.operations import DTYPES, INTERPRETED, NAMES, all_rows, cases, put_together
+from tests.kernels.operations import DTYPES, INTERPRETED, NAMES, all_rows, cases, recorded
 
 
 def _kept_by_definition(row: np.ndarray, top_k: int) -> set[int]:
@@ -45,7 +45,7 @@ HOSTILE = {
 @pytest.mark.parametrize(("name", "dtype", "top_k"), cases(7, 1, 299, 300, 10**6))
 @pytest.mark.parametrize("data", HOSTILE)
 def test_kept_neurons_are_those_of_the_definition(data: str, name: str, dtype: torch.dtype, top_k: int) -> None:
-    record, operations = put_together(name, HOSTILE[data](np.random.default_rng(1)), dtype, top_k)
+    record, operations = recorded(name, HOSTILE[data](np.random.default_rng(1)), dtype, top_k)
     counts, columns, masses = operations.entries(all_rows(record))
     start = 0
     for row, count in zip(record.float().cpu().numpy(), counts.tolist(), strict=True):
@@ -62,15 +62,15 @@ def test_masses_are_weighted_sums_over_the_kept_neurons(data: str, name: str, dt
     rng = np.random.default_rng(4)
     values = HOSTILE[data](rng)
     weights = rng.uniform(-1, 1, values.shape[1]).astype(np.float32)
-    record, operations = put_together(name, values, dtype, top_k, weights=torch.from_numpy(weights))
-    found = operations.masses(len(record)).cpu().numpy().copy()
+    record, operations = recorded(name, values, dtype, top_k, weights=torch.from_numpy(weights))
+    found = operations.row_sums(len(record)).cpu().numpy().copy()
     for row, masses in zip(record.double().cpu().numpy(), found, strict=True):
         kept = sorted(_kept_by_definition(row, top_k))
         parts = row[kept] * weights[kept]
         expected = [np.maximum(parts, 0).sum(), np.abs(parts).sum(), row[kept].sum()]
         np.testing.assert_allclose(masses, expected, rtol=2e-6, atol=1e-40)
     # A second call finds nothing of the first in its buffers.
-    np.testing.assert_array_equal(operations.masses(len(record)).cpu().numpy(), found)
+    np.testing.assert_array_equal(operations.row_sums(len(record)).cpu().numpy(), found)
 
 
 @pytest.mark.parametrize(("name", "dtype", "top_k"), cases(20, 1, 150, 10**3))
@@ -80,23 +80,23 @@ def test_parts_of_a_row_agree_on_what_the_whole_row_keeps(data: str, name: str, 
     rng = np.random.default_rng(6)
     values = torch.tensor(HOSTILE[data](rng), dtype=torch.float32)
     weights = torch.tensor(rng.uniform(-1, 1, values.shape[1]), dtype=torch.float32)
-    record, whole = put_together(name, values, dtype, top_k, weights=weights)
+    record, whole = recorded(name, values, dtype, top_k, weights=weights)
     # As tensor parallelism shards one layer: neighbouring units to each rank.
     parts = [
-        put_together(name, part, dtype, top_k, weights=part_weights, ranks=ranks)
+        recorded(name, part, dtype, top_k, weights=part_weights, ranks=ranks)
         for part, part_weights in zip(values.chunk(ranks, 1), weights.chunk(ranks), strict=True)
     ]
     gathered = torch.cat([operations.strongest(len(values)) for _, operations in parts], dim=1)
     assert gathered.shape[1] <= ranks * top_k, "K values per rank and row travel, whatever the ties"
-    masses = torch.stack([each.masses_at(each.thresholds(gathered)).clone() for _, each in parts]).sum(dim=0)
-    torch.testing.assert_close(masses, whole.masses(len(values)), rtol=1e-6, atol=1e-40)
+    masses = torch.stack([each.row_sums_at(each.thresholds(gathered)).clone() for _, each in parts]).sum(dim=0)
+    torch.testing.assert_close(masses, whole.row_sums(len(values)), rtol=1e-6, atol=1e-40)
     counts = [each.entries(all_rows(part), each.thresholds(gathered))[0] for part, each in parts]
     torch.testing.assert_close(torch.stack(counts).sum(dim=0), whole.entries(all_rows(record))[0])
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_what_was_built_for_one_rank_does_not_write_where_others_would_read(name: str) -> None:
-    _, operations = put_together(name, np.ones((2, 50)), torch.float32, 5)
+    _, operations = recorded(name, np.ones((2, 50)), torch.float32, 5)
     with pytest.raises(AssertionError, match="built for one rank"):
         operations.strongest(2)
     with pytest.raises(AssertionError, match="built for one rank"):
@@ -112,8 +112,8 @@ def test_not_a_number_makes_its_row_not_a_number(name: str, dtype: torch.dtype, 
     # All ones is a NaN with the sign bit; without that bit it still is one.
     values.view(bits)[1, 7] = -1 if negative else (1 << (width - 1)) - 1
     assert bool(torch.signbit(values[1, 7])) == negative
-    record, operations = put_together(name, values, dtype, 5, weights=torch.ones(50))
-    masses = operations.masses(2)
+    record, operations = recorded(name, values, dtype, 5, weights=torch.ones(50))
+    masses = operations.row_sums(2)
     assert torch.isfinite(masses[0]).all()
     assert torch.isnan(masses[1]).all()
     _, _, kept = operations.entries(all_rows(record))
@@ -124,8 +124,8 @@ def test_not_a_number_makes_its_row_not_a_number(name: str, dtype: torch.dtype, 
 def test_an_infinite_activation_makes_an_infinite_mass(name: str) -> None:
     values = torch.ones(2, 50)
     values[1, 7] = torch.inf
-    _, operations = put_together(name, values, torch.float32, 5, weights=torch.ones(50))
-    assert torch.isfinite(operations.masses(2)).tolist() == [[True] * 3, [False] * 3]
+    _, operations = recorded(name, values, torch.float32, 5, weights=torch.ones(50))
+    assert torch.isfinite(operations.row_sums(2)).tolist() == [[True] * 3, [False] * 3]
 
 
 @pytest.mark.parametrize(("layers", "width"), [(3, 100), (2, 4103), (1, 16), (5, 1), (4, 33)])
@@ -135,7 +135,7 @@ def test_widths_that_no_block_divides(name: str, dtype: torch.dtype, layers: int
     rng = np.random.default_rng(layers * width)
     values = rng.normal(size=(3, layers * width))
     for top_k in (1, max(1, layers * width // 50)):
-        record, operations = put_together(name, values, dtype, top_k, layers=layers)
+        record, operations = recorded(name, values, dtype, top_k, layers=layers)
         counts, columns, _ = operations.entries(all_rows(record))
         found = np.split(columns.cpu().numpy(), counts.cumsum(0).tolist()[:-1])
         for row, kept in zip(record.float().cpu().numpy(), found, strict=True):
@@ -148,12 +148,12 @@ def test_many_rows_and_stale_buffers(name: str) -> None:
     num_rows = 32 if name == "gpu" and INTERPRETED else 1024
     values = torch.tensor(rng.normal(size=(num_rows, 64)), dtype=torch.float32)
     weights = torch.tensor(rng.uniform(-1, 1, 64), dtype=torch.float32)
-    record, operations = put_together(name, values, torch.float32, 9, weights=weights)
-    all_masses = operations.masses(num_rows).clone()
+    record, operations = recorded(name, values, torch.float32, 9, weights=weights)
+    all_masses = operations.row_sums(num_rows).clone()
     # A smaller step reads the same buffers, which still hold what the larger one left.
-    torch.testing.assert_close(operations.masses(3), all_masses[:3], rtol=0, atol=0)
+    torch.testing.assert_close(operations.row_sums(3), all_masses[:3], rtol=0, atol=0)
     few = operations.entries(torch.tensor([30, 2], device=record.device))
-    alone = put_together(name, values[[30, 2]], torch.float32, 9, weights=weights)[1]
+    alone = recorded(name, values[[30, 2]], torch.float32, 9, weights=weights)[1]
     for found, expected in zip(few, alone.entries(torch.tensor([0, 1], device=record.device)), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -163,9 +163,9 @@ def test_the_largest_models(name: str) -> None:
     """80 layers of 28,672 units: 2.3 million neurons, most of them tied in bfloat16."""
     values = torch.randn(2, 80 * 28672, generator=torch.Generator().manual_seed(8)).to(torch.bfloat16)
     weights = torch.rand(80 * 28672, generator=torch.Generator().manual_seed(9)) * 2 - 1
-    _, expected = put_together("naive", values, torch.bfloat16, 2000, weights=weights, layers=80)
-    record, operations = put_together(name, values, torch.bfloat16, 2000, weights=weights, layers=80)
-    torch.testing.assert_close(operations.masses(2).cpu(), expected.masses(2).cpu(), rtol=2e-6, atol=0)
+    _, expected = recorded("naive", values, torch.bfloat16, 2000, weights=weights, layers=80)
+    record, operations = recorded(name, values, torch.bfloat16, 2000, weights=weights, layers=80)
+    torch.testing.assert_close(operations.row_sums(2).cpu(), expected.row_sums(2).cpu(), rtol=2e-6, atol=0)
     counts, columns, _ = operations.entries(all_rows(record))
     assert (counts >= 2000).all()
     torch.testing.assert_close(columns.cpu(), expected.entries(torch.arange(2))[1])

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from nex_vllm.kernels import naive
 from nex_vllm.kernels.cpu import tap_cpu
 from nex_vllm.kernels.gpu_tap import silu_mul_tap_gpu, tap_gpu
-from nex_vllm.kernels.tap import groups_per_layer, layer_number, silu_mul_tap, silu_mul_tap_naive, tap, tap_naive
+from nex_vllm.kernels.groups import groups_per_layer
+from nex_vllm.kernels.tap import layer_number, silu_mul_tap, tap
 from tests.kernels.operations import DTYPES, device_of
 
 SLOTS = [3, -1, 0, -1, -1, 2, 1, -1, 4, -1, -1]
@@ -31,7 +33,7 @@ def test_taps_copy_what_the_naive_one_copies(copy: Any, dtype: torch.dtype, widt
     slots = torch.tensor(SLOTS, dtype=torch.int32, device=device)
     found, expected = _buffers(width, 2, dtype, device), _buffers(width, 2, dtype, device)
     copy(h, slots, *found, layer_number(1, device))
-    tap_naive(h, slots, *expected, layer_number(1, device))
+    naive.tap(h, slots, *expected, layer_number(1, device))
     # The last row takes what is skipped.
     torch.testing.assert_close(found[0][:-1], expected[0][:-1], rtol=0, atol=0, equal_nan=True)
     assert (found[0][:-1, :width] == -7.0).all(), "the other layer's columns"
@@ -48,12 +50,12 @@ def test_the_fused_tap_computes_the_product_and_copies_it(dtype: torch.dtype, wi
     slots = torch.tensor(SLOTS, dtype=torch.int32, device=device)
     record, maxima = _buffers(width, 2, dtype, device)
     h = silu_mul_tap_gpu(x, slots, record, maxima, layer_number(1, device))
-    expected = silu_mul_tap_naive(x, slots, *_buffers(width, 2, dtype, device), layer_number(1, device))
+    expected = naive.silu_mul_tap(x, slots, *_buffers(width, 2, dtype, device), layer_number(1, device))
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
     torch.testing.assert_close(h, expected, rtol=tolerance, atol=tolerance)
     # What was put aside is what went on, to the bit.
     again, maxima_again = _buffers(width, 2, dtype, device)
-    tap_naive(h, slots, again, maxima_again, layer_number(1, device))
+    naive.tap(h, slots, again, maxima_again, layer_number(1, device))
     torch.testing.assert_close(record[:-1], again[:-1], rtol=0, atol=0)
     torch.testing.assert_close(maxima[:-1], maxima_again[:-1], rtol=0, atol=0)
 
@@ -97,7 +99,7 @@ def test_the_ops_copy_the_marked_rows_and_nothing_else(compiled: bool, fused: bo
 
 def test_a_tap_without_marked_rows_writes_nothing() -> None:
     record = torch.full((2, 8), -7.0)
-    tap_naive(
+    naive.tap(
         torch.ones(3, 4), torch.full((8,), -1, dtype=torch.int32), record, torch.zeros(2, 0), layer_number(0, "cpu")
     )
     assert (record[:-1] == -7.0).all(), "only the last row, which is nobody's"
