@@ -67,8 +67,9 @@ def learn(responses: Iterable[ResponseRows]) -> WeightAccumulator:
 def check(accumulator: WeightAccumulator, num_rows: int, num_responses: int) -> None:
     """Check that what is measured did its work."""
     learned = accumulator.summary()
-    if (learned.num_rows, learned.num_responses) != (num_rows, num_responses) or not len(accumulator.weights().keys):
-        raise RuntimeError(f"learned from {learned.num_rows} rows of {learned.num_responses} responses, or nothing")
+    assert (learned.num_rows, learned.num_responses) == (num_rows, num_responses)
+    if not len(accumulator.weights().keys):
+        raise RuntimeError(f"nothing is learned from {num_rows} rows of {num_responses} responses: give more --rows")
 
 
 def measure(num_responses: int, num_rows: int, num_keys: int, rounds: int, folder: Path) -> dict[str, Any]:

@@ -45,17 +45,16 @@ def test_kernel_speed_measures_selection_and_taps(tmp_path: Path) -> None:
 
 
 def test_scaling_writes_figures_and_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    run("scaling.py", "--rounds", "1", "--axes", "top_k", "--out", tmp_path)
+    done = run("scaling.py", "--rounds", "1", "--axes", "top_k", "--out", tmp_path)
     (file,) = tmp_path.glob("scaling-*.json")
     (axis,) = result_of(file)["axes"]
     assert len(axis["milliseconds"]) == len(axis["sizes"]) > 2
-    assert file.with_suffix(".png").stat().st_size > 1000
+    assert file.with_suffix(".png").exists() or "matplotlib is not installed" in done.stderr
 
 
 def test_calibration_measures_learning_with_and_without_reading(tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
-    run("calibration.py", "--rows", "48", "--keys", "300", "--responses", "2", "--rounds", "1", "--json", file)
+    run("calibration.py", "--rows", "60", "--keys", "2000", "--responses", "1", "--rounds", "1", "--json", file)
     (size,) = result_of(file)["sizes"]
     assert set(size["milliseconds"]) == {"learn", "read and learn"}
 

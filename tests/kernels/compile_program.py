@@ -1,5 +1,7 @@
 """Compile every Triton kernel for GPUs that are not there, and print what the assembler reports of each as JSON.
 
+    python -m tests.kernels.compile_program Qwen3-4B|odd DTYPE ...
+
 The kernels are called as the engine calls them, with tensors of a real model's sizes, through Triton's own JIT: it
 picks the types and adds what it knows of the arguments (which are divisible by 16), so that what is compiled is what
 runs. Only the launch at the end is left out.
@@ -28,8 +30,7 @@ from nex_vllm.kernels.groups import groups_per_layer
 from nex_vllm.kernels.tap import layer_number
 
 CAPABILITIES = (80, 90, 100)
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Layers and K: Qwen3-4B with the default K, and sizes of which 16 divides none.
+# Layers, their width and K: Qwen3-4B with the default K, and sizes of which 16 divides none.
 SIZES = {"Qwen3-4B": (36, 9728, 2000), "odd": (3, 9725, 1999)}
 ROWS = 3
 
@@ -94,11 +95,11 @@ def assembled(ptx: str, capability: int) -> dict[str, int]:
 def main() -> None:
     """Compile everything."""
     found = {}
-    layers, width, top_k = SIZES[sys.argv[1]]
+    sizes, *dtypes = sys.argv[1:]
     for capability in CAPABILITIES:
         driver.set_active(AbsentGpu(capability))
-        for dtype in DTYPES:
-            for name, ptx in compiled_kernels(dtype, layers, width, top_k).items():
+        for dtype in dtypes:
+            for name, ptx in compiled_kernels(getattr(torch, dtype), *SIZES[sizes]).items():
                 found[f"{name} {dtype} sm_{capability}"] = {
                     **assembled(ptx, capability),
                     "vector_loads": len(re.findall(r"ld\.global\S*\.v[248]\S*", ptx)),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from nex_vllm.kernels import naive
@@ -17,13 +20,21 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = not torch.cuda.is_available()
 """Interpreted kernels take a tenth of a second for each row, so they get fewer of everything."""
 
+SLOW_IF_INTERPRETED = [pytest.mark.slow] if INTERPRETED else []
 
-def cases(*top_ks: int) -> list[tuple[str, torch.dtype, int]]:
-    """Return (implementation, dtype, K) to test; interpreted kernels get three of them."""
-    few = [("gpu", torch.float32, top_ks[0]), ("gpu", torch.bfloat16, top_ks[0]), ("gpu", torch.bfloat16, top_ks[-1])]
-    names = ("naive", "cpu") if INTERPRETED else NAMES
-    every = [(name, dtype, top_k) for name in names for dtype in DTYPES for top_k in top_ks]
-    return every + few if INTERPRETED else every
+
+def cases(*top_ks: int) -> list[Any]:
+    """Return what to test: an implementation, and every (dtype, K) of it; of interpreted kernels only a few."""
+    every = [(dtype, top_k) for dtype in DTYPES for top_k in top_ks]
+    if not INTERPRETED:
+        return [pytest.param(name, every, id=name) for name in NAMES]
+    first, last = top_ks[0], top_ks[-1]
+    return [
+        pytest.param("naive", every, id="naive"),
+        pytest.param("cpu", every, id="cpu"),
+        pytest.param("gpu", [(torch.bfloat16, first)], id="gpu"),
+        pytest.param("gpu", [(torch.float32, first), (torch.bfloat16, last)], id="gpu-more", marks=pytest.mark.slow),
+    ]
 
 
 def device_of(name: str) -> str:
