@@ -21,8 +21,8 @@ from shapes import SHIPPED, build_shape, engine_options, recording_settings, wri
 
 ENTRY_POINT = "nex_vllm_plugin:register"
 TOP_K = 24
-# Error of a candidate's sums, as a share of its mass. Transformers in bfloat16 is off by up to 0.037 from itself in
-# float32 on this model; records that belong to the token before or after by at least 0.052, another candidate's by more
+# Allowed error of a candidate's sums, as a share of its mass. On this model transformers in bfloat16 differs from
+# float32 by up to 0.037. Records of the token before or after differ by at least 0.052, of another candidate by more
 # than 1.
 MOST_ERROR = {"float32": 0.01, "bfloat16": 0.06}
 TRACE_SEQUENCES, TRACE_STEPS = 96, 8
@@ -34,7 +34,7 @@ _EXTRA = ("numba", "pytest", "xdist", "pytest_timeout", "matplotlib", "flashinfe
 
 
 def imports() -> dict[str, Any]:
-    """Say whether the engine's path can be imported, and what else is there; calibration's libraries may be absent."""
+    """Return whether what an engine needs can be imported, and what else is there; calibration's libraries are optional."""
     failed = None
     try:
         for name in ("engine.worker", "engine.scheduler", "compat.frontend", "storage.weights", "kernels.gpu"):
@@ -60,7 +60,7 @@ def imports() -> dict[str, Any]:
 
 
 def sums(dtype: str) -> dict[str, Any]:
-    """Hold the engine's sums, with compiled and captured graphs, to a transformers forward with hooks."""
+    """Compare the engine's sums, with compiled and captured graphs, with a transformers forward with hooks."""
     import numpy as np
     import vllm
 

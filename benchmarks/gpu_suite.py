@@ -97,7 +97,7 @@ def environment(work: Path) -> dict[str, str]:
 
 
 def stages(work: Path, out: Path) -> list[list[Phase]]:
-    """Return the phases in order; those of one stage run at the same time, because nothing in them is timed."""
+    """Return the phases in order; those of one stage run at the same time, because they time nothing."""
 
     def script(name: str) -> str:
         return str(ROOT / "benchmarks" / name)
@@ -110,7 +110,8 @@ def stages(work: Path, out: Path) -> list[list[Phase]]:
     if importlib.util.find_spec("pytest") is not None:
         # Without the project's own options, which name plugins that may be absent.
         spread_out = ("-n", "6") if importlib.util.find_spec("xdist") is not None else ()
-        pytest = ("-m", "pytest", "tests/kernels", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *spread_out)
+        options = ("-q", "-m", "not slow", "-o", "addopts=", "-p", "no:cacheprovider", *spread_out)
+        pytest = ("-m", "pytest", "tests/kernels", *options)
         kernels = Phase("kernels", pytest, 120)
     speed, overhead = out / "kernels-gpu.json", out / f"overhead-gpu-{SHAPE}-decode.json"
     prompts = [str(count // 3) for count in SEQUENCES]

@@ -84,6 +84,8 @@ def test_parts_of_a_row_agree_on_what_the_whole_row_keeps(data: str, name: str, 
     ranks = 3
     rng = np.random.default_rng(6)
     values = torch.tensor(HOSTILE[data](rng), dtype=torch.float32)
+    if name == "gpu" and INTERPRETED:
+        values = values[-1:]
     weights = torch.tensor(rng.uniform(-1, 1, values.shape[1]), dtype=torch.float32)
     for dtype, top_k in settings:
         record, whole = recorded(name, values, dtype, top_k, weights=weights)
@@ -139,7 +141,7 @@ def test_an_infinite_activation_makes_infinite_sums(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_widths_that_no_block_divides(name: str, dtype: torch.dtype, layers: int, width: int) -> None:
     rng = np.random.default_rng(layers * width)
-    values = rng.normal(size=(3, layers * width))
+    values = rng.normal(size=(1 if name == "gpu" and INTERPRETED else 3, layers * width))
     for top_k in (1, max(1, layers * width // 50)):
         record, operations = recorded(name, values, dtype, top_k, layers=layers)
         counts, columns, _ = operations.entries(all_rows(record))
