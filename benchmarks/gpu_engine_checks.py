@@ -34,7 +34,7 @@ _EXTRA = ("numba", "pytest", "xdist", "pytest_timeout", "matplotlib", "flashinfe
 
 
 def imports() -> dict[str, Any]:
-    """Return whether what an engine needs can be imported, and what else is there; calibration's libraries are optional."""
+    """Return whether what an engine needs can be imported, and what else is installed."""
     failed = None
     try:
         for name in ("engine.worker", "engine.scheduler", "compat.frontend", "storage.weights", "kernels.gpu"):
