@@ -88,7 +88,7 @@ def test_parts_of_a_row_agree_on_what_the_whole_row_keeps(data: str, name: str, 
         values = values[-1:]
     weights = torch.tensor(rng.uniform(-1, 1, values.shape[1]), dtype=torch.float32)
     for dtype, top_k in settings:
-        record, whole = recorded(name, values, dtype, top_k, weights=weights)
+        record, whole = recorded("naive", values, dtype, top_k, weights=weights)
         # As tensor parallelism shards one layer: neighbouring units to each rank.
         parts = [
             recorded(name, part, dtype, top_k, weights=part_weights, ranks=ranks)
@@ -96,10 +96,13 @@ def test_parts_of_a_row_agree_on_what_the_whole_row_keeps(data: str, name: str, 
         ]
         gathered = torch.cat([operations.strongest(len(values)) for _, operations in parts], dim=1)
         assert gathered.shape[1] <= ranks * top_k, "K values per rank and row travel, whatever the ties"
-        sums = torch.stack([each.row_sums_at(each.thresholds(gathered)).clone() for _, each in parts]).sum(dim=0)
-        torch.testing.assert_close(sums, whole.row_sums(len(values)), rtol=1e-6, atol=1e-40)
-        counts = [each.entries(all_rows(part), each.thresholds(gathered))[0] for part, each in parts]
-        torch.testing.assert_close(torch.stack(counts).sum(dim=0), whole.entries(all_rows(record))[0])
+        thresholds = [operations.thresholds(gathered) for _, operations in parts]
+        sums = [each.row_sums_at(own) for (_, each), own in zip(parts, thresholds, strict=True)]
+        expected = whole.row_sums(len(values)).to(gathered.device)
+        torch.testing.assert_close(torch.stack(sums).sum(dim=0), expected, rtol=2e-6, atol=1e-40)
+        counts = [each.entries(all_rows(part), own)[0] for (part, each), own in zip(parts, thresholds, strict=True)]
+        expected = whole.entries(all_rows(record))[0].to(gathered.device)
+        torch.testing.assert_close(torch.stack(counts).sum(dim=0), expected)
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
