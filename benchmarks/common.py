@@ -1,7 +1,8 @@
-"""What every benchmark says about itself: machine, versions, date, command, and how far its numbers spread."""
+"""What every result file records: commit, date, command, machine and versions, and how far its numbers spread."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -14,11 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 COUNTDOWN = ROOT / "examples" / "countdown"
 
-_DISTRIBUTIONS = ("vllm", "torch", "triton", "numba", "numpy", "flashinfer-python")
+_DISTRIBUTIONS = ("nex-vllm", "vllm", "torch", "triton", "numba", "numpy", "flashinfer-python")
 
 
 def device_kind() -> str:
@@ -45,7 +48,7 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of what is measured and of what it runs on; what is not installed is left out."""
-    found = {"python": platform.python_version(), "nex-vllm": _commit()}
+    found = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         try:
             found[name] = importlib.metadata.version(name)
@@ -54,16 +57,33 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str:
+def _git(*arguments: str, root: Path) -> str:
+    """Return what git prints; nothing outside of a checkout."""
+    run = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return run.stdout.strip() if run.returncode == 0 else ""
+
+
+def changed_files(root: Path = ROOT) -> list[str]:
+    """Return the files that differ from the commit, one line of ``git status`` each; results themselves do not count.
+
+    Benchmarks are run one after the other, and each writes a result before the next one starts.
+    """
+    return _git("status", "--porcelain", "--", ".", ":!benchmarks/results", root=root).splitlines()
+
+
+def commit(root: Path = ROOT) -> str:
     """Return the checkout's commit, with ``+`` where files differ from it; ``unknown`` outside of git."""
+    return (_git("rev-parse", "HEAD", root=root) or "unknown") + ("+" if changed_files(root) else "")
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+def check_result_path(parser: argparse.ArgumentParser, path: Path | None, root: Path = ROOT) -> None:
+    """End the program if a result would be kept in the repository while no commit says what was measured."""
+    changed = changed_files(root)
+    if path is not None and path.resolve().is_relative_to(root) and changed:
+        parser.error(
+            f"{path} would not say what was measured: {len(changed)} files differ from the commit ({changed[0]}); "
+            "commit or stash them, or name a place outside of the repository"
+        )
 
 
 def command() -> str:
@@ -73,13 +93,21 @@ def command() -> str:
     return " ".join(["python", program, *given])
 
 
-def spread(values: Sequence[float]) -> dict[str, float | int]:
-    """Return median, extremes and quartiles, and of how many values."""
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the median."""
+    drawn = np.random.default_rng(0).choice(np.asarray(values, dtype=float), (2000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return median, its 95 % interval, extremes and quartiles, and of how many values."""
     low, _, high = (
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0], 0, values[0])
     )
     return {
         "median": statistics.median(values),
+        "interval": median_interval(values),
         "min": min(values),
         "max": max(values),
         "q1": low,
@@ -88,7 +116,7 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
     }
 
 
-def described(value: Mapping[str, float | int], digits: int = 3) -> str:
+def described(value: Mapping[str, Any], digits: int = 3) -> str:
     """Return a spread as one line."""
     return (
         f"{value['median']:.{digits}f}  (min {value['min']:.{digits}f}, max {value['max']:.{digits}f}, quartiles "
@@ -96,16 +124,17 @@ def described(value: Mapping[str, float | int], digits: int = 3) -> str:
     )
 
 
-def rotated(names: Sequence[str], number: int) -> list[str]:
+def rotated(names: Sequence[str], round_index: int) -> list[str]:
     """Return the names in the order of a round: each comes first equally often."""
-    start = number % len(names)
+    start = round_index % len(names)
     return [*names[start:], *names[:start]]
 
 
 def write_result(path: Path, benchmark: str, content: Mapping[str, Any]) -> None:
-    """Write a result file: what was measured, under what it was measured on."""
+    """Write a result file: how and on what it was measured, then what was measured."""
     head = {
         "benchmark": benchmark,
+        "commit": commit(),
         "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),

@@ -1,7 +1,7 @@
 """An engine in a process of its own, so that several can be measured side by side.
 
-Front end and engine of one side never share a process with another side's: plain vLLM is measured in a process that
-has seen no plugin, which :meth:`Engine.wait` checks.
+No two sides share a process: plain vLLM is measured in processes that have not loaded the plugin, which
+:meth:`Engine.wait` checks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 Prompts = Sequence[str] | Sequence[dict[str, list[int]]]
 
-# What an engine's kind leaves in its front end: the entry point's module, and the package.
+# By kind of engine, what its front end has imported: the entry point's module, the package.
 _MODULES = {"plain": (False, False), "installed": (True, False), "nex": (True, True)}
 
 
@@ -45,10 +45,10 @@ def without_plugin() -> dict[str, str]:
 
 
 class Engine:
-    """One engine of the kind ``plain`` (plugin not loaded), ``installed`` (loaded, not asked for) or ``nex`` (on)."""
+    """One engine: ``plain`` (plugin not loaded), ``installed`` (loaded, not turned on) or ``nex`` (turned on)."""
 
     def __init__(self, kind: str, model: Path, options: Mapping[str, Any], weights: Path) -> None:
-        """Begin to start it; :meth:`wait` waits until it is ready."""
+        """Start it without waiting; :meth:`wait` waits until it is ready."""
         self.kind = kind
         self.facts: dict[str, Any] = {}
         options = dict(options)
@@ -62,7 +62,7 @@ class Engine:
         theirs.close()
 
     def wait(self) -> None:
-        """Wait until the engine can be asked, and check that it is what it was meant to be."""
+        """Wait until the engine takes requests, and check that it has imported what its kind does."""
         self.facts = self._receive()
         modules = (self.facts.pop("plugin_loaded"), self.facts.pop("package_loaded"))
         if modules != _MODULES[self.kind]:
@@ -88,9 +88,9 @@ class Engine:
             self._process.join(timeout=10)
 
     def _receive(self) -> Any:
-        ended = f"The process of the engine {self.kind!r} ended without a word."
+        ended = f"The process of the engine {self.kind!r} ended without an error message."
         while not self._connection.poll(1):
-            # An engine process that outlives its front end keeps the pipe open.
+            # An engine process that lives longer than its front end keeps the pipe open.
             if not self._process.is_alive() and not self._connection.poll(0):
                 raise RuntimeError(ended)
         try:
@@ -103,9 +103,9 @@ class Engine:
 
 
 def _serve(connection: Any, model: str, options: dict[str, Any], environment: dict[str, str]) -> None:
-    """Start the engine and answer rounds until None comes."""
+    """Start the engine and run rounds until None arrives."""
     os.environ.update(environment)
-    # An engine's own process outlives a front end that is killed without a word.
+    # Exit in an orderly way, because the engine's own process would outlive a front end that is killed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     llm: Any = None
     try:
@@ -113,8 +113,8 @@ def _serve(connection: Any, model: str, options: dict[str, Any], environment: di
 
         llm = LLM(model, **options)
         connection.send(_facts(llm))
-        while (asked := connection.recv()) is not None:
-            connection.send(_round(llm, *asked))
+        while (request := connection.recv()) is not None:
+            connection.send(_round(llm, *request))
     except EOFError:
         pass
     except BaseException:
@@ -151,5 +151,5 @@ def _round(llm: Any, prompts: Prompts, params: dict[str, Any]) -> Round:
         return Round(seconds, sum(len(each.token_ids) for output in outputs for each in output.outputs))
     candidates = [each for output in outputs for each in output.nex.candidates]
     if any(each.score is None for each in candidates):
-        raise RuntimeError("a candidate came back without a score: this would time something else than selecting")
+        raise RuntimeError("a candidate came back without a score, so this would not time selecting")
     return Round(seconds, sum(each.num_tokens for each in candidates))

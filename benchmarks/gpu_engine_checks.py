@@ -15,14 +15,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import ROOT
+from common import ROOT, device_kind
 from engines import without_plugin
 from shapes import SHIPPED, build_shape, engine_options, recording_settings, write_random_weights
 
 ENTRY_POINT = "nex_vllm_plugin:register"
 TOP_K = 24
-# Error of a candidate's sums, as a share of its mass. Transformers in bfloat16 is off by up to 0.037 from itself in
-# float32 on this model; records that belong to the token before or after by at least 0.052, another candidate's by more
+# Allowed error of a candidate's sums, as a share of its mass. On this model transformers in bfloat16 differs from
+# float32 by up to 0.037. Records of the token before or after differ by at least 0.052, of another candidate by more
 # than 1.
 MOST_ERROR = {"float32": 0.01, "bfloat16": 0.06}
 TRACE_SEQUENCES, TRACE_STEPS = 96, 8
@@ -34,10 +34,10 @@ _EXTRA = ("numba", "pytest", "xdist", "pytest_timeout", "matplotlib", "flashinfe
 
 
 def imports() -> dict[str, Any]:
-    """Say whether the engine's path can be imported, and what else is there; calibration's libraries may be absent."""
+    """Return whether what an engine needs can be imported, and what else is installed."""
     failed = None
     try:
-        for name in ("engine.worker", "engine.scheduler", "compat.frontend", "storage.weights", "kernels.gpu"):
+        for name in ("plugin.worker", "plugin.scheduler", "plugin.frontend", "storage.weights", "kernels.gpu"):
             importlib.import_module(f"nex_vllm.{name}")
     except Exception as error:  # an import can fail in any way
         failed = f"{type(error).__name__}: {error}"
@@ -60,7 +60,7 @@ def imports() -> dict[str, Any]:
 
 
 def sums(dtype: str) -> dict[str, Any]:
-    """Hold the engine's sums, with compiled and captured graphs, to a transformers forward with hooks."""
+    """Compare the engine's sums, with compiled and captured graphs, with a transformers forward with hooks."""
     import numpy as np
     import vllm
 
@@ -80,9 +80,16 @@ def sums(dtype: str) -> dict[str, Any]:
         weights = write_random_weights(model, Path(folder) / "weights.safetensors", TOP_K, 8)
         file = load_weights(weights)
         neuron_weights = dense(file.keys, file.weights)
-        llm = vllm.LLM(str(model), dtype=dtype, skip_tokenizer_init=True, max_model_len=256, max_num_seqs=32,
-                       gpu_memory_utilization=0.2, kv_cache_memory_bytes=1 << 30,
-                       additional_config={"nex": {"weights": str(weights)}})  # fmt: skip
+        llm = vllm.LLM(
+            str(model),
+            dtype=dtype,
+            skip_tokenizer_init=True,
+            max_model_len=256,
+            max_num_seqs=32,
+            gpu_memory_utilization=0.2,
+            kv_cache_memory_bytes=1 << 30,
+            additional_config={"nex": {"weights": str(weights)}},
+        )
         config = llm.llm_engine.vllm_config
         outputs = llm.generate(*_requests(), use_tqdm=False)
         asked = [output for output in outputs if hasattr(output, "nex")]
@@ -133,8 +140,17 @@ def _requests() -> tuple[list[Any], list[Any]]:
     params = []
     for i in range(30):
         asked = {} if i % 4 == 3 else {"extra_args": {"nex_select": "all", "nex_return_sums": True}}
-        params.append(vllm.SamplingParams(n=1 + i % 3, max_tokens=6 + 5 * (i % 7), temperature=0.9, seed=i,
-                                          ignore_eos=True, detokenize=False, **asked))  # fmt: skip
+        params.append(
+            vllm.SamplingParams(
+                n=1 + i % 3,
+                max_tokens=6 + 5 * (i % 7),
+                temperature=0.9,
+                seed=i,
+                ignore_eos=True,
+                detokenize=False,
+                **asked,
+            )
+        )
     return prompts, params
 
 
@@ -155,13 +171,23 @@ def trace(side: str, work: Path, shape: str, max_num_seqs: int) -> dict[str, Any
     if not weights.exists():
         write_random_weights(model, weights, *recording_settings(model))
     extra = {"additional_config": {"nex": {"weights": str(weights)}}} if side == "selecting" else {}
-    llm = vllm.LLM(str(model), max_model_len=512, max_num_seqs=max_num_seqs, enforce_eager=False,
-                   enable_prefix_caching=False, gpu_memory_utilization=0.2, kv_cache_memory_bytes=8 << 30,
-                   **engine_options(shape), **extra)  # fmt: skip
+    llm = vllm.LLM(
+        str(model),
+        max_model_len=512,
+        max_num_seqs=max_num_seqs,
+        enforce_eager=False,
+        enable_prefix_caching=False,
+        gpu_memory_utilization=0.2,
+        kv_cache_memory_bytes=8 << 30,
+        **engine_options(shape),
+        **extra,
+    )
     asked = {"extra_args": {"nex_select": True}} if side == "selecting" else {}
     params = vllm.SamplingParams(n=3, max_tokens=64, temperature=0.7, ignore_eos=True, detokenize=False, **asked)
-    prompts = [{"prompt_token_ids": [5 + (7 * i + place) % 1000 for place in range(16)]}
-               for i in range(TRACE_SEQUENCES // 3)]  # fmt: skip
+    prompts = [
+        {"prompt_token_ids": [5 + (7 * i + position) % 1000 for position in range(16)]}
+        for i in range(TRACE_SEQUENCES // 3)
+    ]
     llm.enqueue(prompts, params, use_tqdm=False)
     for _ in range(16):
         llm.llm_engine.step()
@@ -174,9 +200,14 @@ def trace(side: str, work: Path, shape: str, max_num_seqs: int) -> dict[str, Any
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         kernels = kernels_of(json.loads(path.read_text()), TRACE_STEPS)
-    return {"passed": bool(kernels), "side": side, "sequences": TRACE_SEQUENCES, "steps": TRACE_STEPS,
-            "microseconds_per_step": sum(each["microseconds"] for each in kernels.values()),
-            "kernels": kernels}  # fmt: skip
+    return {
+        "passed": bool(kernels),
+        "side": side,
+        "sequences": TRACE_SEQUENCES,
+        "steps": TRACE_STEPS,
+        "microseconds_per_step": sum(each["microseconds"] for each in kernels.values()),
+        "kernels": kernels,
+    }
 
 
 def kernels_of(recorded: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
@@ -201,6 +232,8 @@ def main() -> None:
     parser.add_argument("--shape", default="qwen3-4b", help="of trace")
     parser.add_argument("--max-num-seqs", type=int, default=TRACE_SEQUENCES, help="of trace")
     options = parser.parse_args()
+    if options.check == "trace" and device_kind() == "cpu":
+        parser.error("there is no GPU here that torch can use, and trace needs one")
     # The tests' own reference and models, and the package, wherever this is started from.
     sys.path.insert(0, str(ROOT))
     if options.check == "imports":

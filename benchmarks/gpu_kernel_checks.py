@@ -1,6 +1,8 @@
 """Kernel checks that :mod:`gpu_suite` runs in processes of their own; each writes what it found as JSON.
 
 python benchmarks/gpu_kernel_checks.py direct|capture FILE
+
+Without a GPU, ``direct`` checks what runs on the CPU, and ``capture`` ends with an error.
 """
 
 from __future__ import annotations
@@ -14,44 +16,41 @@ from typing import Any
 
 import torch
 
-from nex_vllm.kernels.choice import reduction
-from nex_vllm.kernels.select_reduce import masses_naive
-from nex_vllm.kernels.tap import GROUP, groups_per_layer, layer_number, silu_mul_tap, silu_mul_tap_naive, tap, tap_naive
+from nex_vllm.kernels import naive
+from nex_vllm.kernels.choice import choose, reduction
+from nex_vllm.kernels.groups import GROUP, groups_per_layer
+from nex_vllm.kernels.tap import layer_number, silu_mul_tap, tap
 
 
 def direct() -> dict[str, Any]:
-    """Hold the kernels to the naive operations without pytest, on fewer cases than ``tests/kernels``."""
+    """Compare the kernels with the naive operations without pytest, on fewer cases than ``tests/kernels``."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, bool] = {}
     rows, layers, width = 37, 3, 2600
+    groups = layers * groups_per_layer(width) if device == "cuda" else 0
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        normal = torch.randn((rows, layers * width), device="cuda")
+        normal = torch.randn((rows, layers * width), device=device)
         data = {"random": normal, "ties": normal.round(), "equal": torch.ones_like(normal), "none": -normal.abs()}
         for name, values in data.items():
-            buffers = []
-            for copy in (tap, tap_naive):
-                record = torch.zeros((rows + 1, layers * width), dtype=dtype, device="cuda")
-                maxima = torch.zeros((rows + 1, layers * groups_per_layer(width)), dtype=dtype, device="cuda")
-                slots = torch.arange(rows, dtype=torch.int32, device="cuda")
-                for layer in range(layers):
-                    copy(
-                        values.to(dtype).chunk(layers, 1)[layer].contiguous(),
-                        slots,
-                        record,
-                        maxima,
-                        layer_number(layer, "cuda"),
-                    )
-                buffers.append((record, maxima))
-            (record, maxima), (expected, _) = buffers
+            record, expected = (torch.zeros((rows + 1, layers * width), dtype=dtype, device=device) for _ in range(2))
+            maxima, others = (torch.zeros((rows + 1, groups), dtype=dtype, device=device) for _ in range(2))
+            slots = torch.arange(rows, dtype=torch.int32, device=device)
+            for layer, h in enumerate(values.to(dtype).chunk(layers, 1)):
+                tap(h.contiguous(), slots, record, maxima, layer_number(layer, device))
+                naive.tap(h, slots, expected, others, layer_number(layer, device))
             found[f"{name} {dtype} tap"] = torch.equal(record[:-1], expected[:-1])
-            weights = torch.rand(layers * width, device="cuda") * 2 - 1
+            found[f"{name} {dtype} maxima"] = torch.equal(maxima[:-1], others[:-1])
+            weights = torch.rand(layers * width, device=device) * 2 - 1
             for top_k in (1, 150, 10**6):
-                both = [reduction(kind, record, maxima, weights, top_k, layers) for kind in ("gpu", "naive")]
-                ours, naive = (each.masses(rows).clone() for each in both)
-                every = torch.arange(rows, device="cuda")
-                entries = zip(*(each.entries(every) for each in both), strict=True)
-                same = torch.allclose(ours, naive, rtol=2e-5, atol=1e-6)
-                found[f"{name} {dtype} K={top_k}"] = same and all(torch.equal(a, b) for a, b in entries)
-    return {"passed": all(found.values()), "failed": [name for name, good in found.items() if not good]}
+                ours, reference = (
+                    reduction(implementation, record, maxima, weights, top_k, layers)
+                    for implementation in (choose(device, dtype), "naive")
+                )
+                close = torch.allclose(ours.row_sums(rows), reference.row_sums(rows), rtol=2e-5, atol=1e-6)
+                every = torch.arange(rows, device=device)
+                entries = zip(ours.entries(every), reference.entries(every), strict=True)
+                found[f"{name} {dtype} K={top_k}"] = close and all(torch.equal(a, b) for a, b in entries)
+    return {"passed": all(found.values()), "failed": [name for name, passed in found.items() if not passed]}
 
 
 @dataclass(frozen=True)
@@ -73,15 +72,15 @@ class _Step:
         ]
 
     def compare(self, products: list[Any], rows: int) -> dict[str, bool]:
-        """Hold products, record and maxima to the naive tap and to each other."""
+        """Compare products, record and maxima with those of the naive tap."""
         expected, others = torch.zeros_like(self.record), torch.zeros_like(self.maxima)
-        naive = [
-            silu_mul_tap_naive(x, self.slots, expected, others, layer)
+        reference = [
+            naive.silu_mul_tap(x, self.slots, expected, others, layer)
             for layer, x in zip(self.layers, self.x, strict=True)
         ]
         record = self.record[:rows]
         return {
-            "products": all(map(_close, products, naive)),
+            "products": all(map(_close, products, reference)),
             "record": _close(record, expected[:rows]),
             "maxima": torch.equal(self.maxima[:rows], record.view(rows, -1, GROUP).amax(dim=2).clamp_min(0)),
         }
@@ -119,17 +118,18 @@ def capture() -> dict[str, Any]:
     )
     operations = reduction("gpu", step.record, step.maxima, step.weights, top_k, layers)
     taps, products = _captured(step.run)
-    selection, masses = _captured(lambda: operations.masses(tokens))
+    selection, row_sums = _captured(lambda: operations.row_sums(tokens))
     found: dict[str, bool] = {}
 
     def replay(name: str, rows: int) -> None:
         taps.replay()
         selection.replay()
-        naive = masses_naive(step.record[:rows], step.weights, top_k)
+        record = step.record[:rows]
+        expected = naive.row_sums(record, naive.thresholds(record, top_k), step.weights)
         checks = step.compare(products, rows)
-        # In this order: both ways leave what they find in the same buffer.
-        checks["captured masses"] = torch.allclose(masses[:rows], naive, rtol=2e-5, atol=0)
-        checks["launched masses"] = torch.allclose(operations.masses(rows), naive, rtol=2e-5, atol=0)
+        # In this order, because both write into the same buffer.
+        checks["captured sums"] = torch.allclose(row_sums[:rows], expected, rtol=2e-5, atol=0)
+        checks["launched sums"] = torch.allclose(operations.row_sums(rows), expected, rtol=2e-5, atol=0)
         found.update({f"{name}: {what}": passed for what, passed in checks.items()})
 
     replay("large step", tokens)
@@ -154,6 +154,8 @@ def main() -> None:
     parser.add_argument("check", choices=sorted(checks))
     parser.add_argument("file", type=Path)
     options = parser.parse_args()
+    if options.check == "capture" and not torch.cuda.is_available():
+        parser.error("there is no GPU here that torch can use, and capture needs one")
     result = checks[options.check]()
     options.file.write_text(json.dumps(result, indent=2) + "\n")
     raise SystemExit(0 if result["passed"] else 1)

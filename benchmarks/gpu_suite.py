@@ -1,10 +1,10 @@
 """Everything that only a GPU can tell, in one command of eight minutes at most.
 
-    python benchmarks/gpu_suite.py [--out FOLDER] [--minutes 8]
+    python benchmarks/gpu_suite.py [--out FOLDER] [--minutes 8] [--plan]
 
-Needs torch, Triton and vLLM, no network, and no installed nex-vllm: the checkout's entry point is made known through
-a dist-info folder on ``PYTHONPATH``. Every phase runs in a process of its own with a timeout of its own, and what has
-been found is written after each, so that one that fails takes none of the others along:
+Needs torch, Triton and vLLM, no network, and no installed nex-vllm: vLLM finds the checkout's entry point through a
+dist-info folder on ``PYTHONPATH``. Every phase runs in a process of its own with a time limit of its own, and results
+are written after each, so that a phase that fails does not affect the others:
 
     imports     what can be imported; that the engine's path needs nothing that only calibration does
     kernels     tests/kernels on the GPU (a few direct comparisons where pytest is absent)      at the same time
@@ -15,7 +15,7 @@ been found is written after each, so that one that fails takes none of the other
     trace       the kernels of a decode step at 96 sequences, plain and selecting
     scaling     scaling.py
 
-A table of targets and what was seen comes last.
+Last comes a table of targets and what was measured.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, write_result
+from common import RESULTS, ROOT, check_result_path, write_result
 from targets import TARGETS
 
 SEQUENCES = (3, 24, 96, 384)
 SHAPE = "qwen3-4b"
-# With less time than this left nothing is started any more.
+# With less time left than this, no phase is started.
 LEAST_SECONDS = 25
 
 
@@ -63,8 +63,8 @@ class Phase:
     environment: tuple[tuple[str, str], ...] = ()
 
 
-def make_known(folder: Path) -> None:
-    """Write a dist-info folder with the checkout's entry points, which is all that ``importlib.metadata`` looks for."""
+def write_dist_info(folder: Path) -> None:
+    """Write a dist-info folder with the checkout's entry points, which is all that ``importlib.metadata`` reads."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir(parents=True)
@@ -76,8 +76,8 @@ def make_known(folder: Path) -> None:
 
 
 def environment(work: Path) -> dict[str, str]:
-    """Return what all phases run under."""
-    make_known(work / "plugin")
+    """Return the environment of all phases."""
+    write_dist_info(work / "plugin")
     paths = [str(work / "plugin"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     defaults = {
         "VLLM_CACHE_ROOT": str(work / "vllm-cache"),
@@ -91,13 +91,13 @@ def environment(work: Path) -> dict[str, str]:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if importlib.util.find_spec("flashinfer") is None:
-        # The sampler would import it and die.
+        # The sampler would import it and fail.
         defaults["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
 def stages(work: Path, out: Path) -> list[list[Phase]]:
-    """Return the phases in order; those of one stage run at the same time, because nothing in them is timed."""
+    """Return the phases in order; those of one stage run at the same time, because they time nothing."""
 
     def script(name: str) -> str:
         return str(ROOT / "benchmarks" / name)
@@ -110,7 +110,8 @@ def stages(work: Path, out: Path) -> list[list[Phase]]:
     if importlib.util.find_spec("pytest") is not None:
         # Without the project's own options, which name plugins that may be absent.
         spread_out = ("-n", "6") if importlib.util.find_spec("xdist") is not None else ()
-        pytest = ("-m", "pytest", "tests/kernels", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *spread_out)
+        options = ("-q", "-m", "not slow", "-o", "addopts=", "-p", "no:cacheprovider", *spread_out)
+        pytest = ("-m", "pytest", "tests/kernels", *options)
         kernels = Phase("kernels", pytest, 120)
     speed, overhead = out / "kernels-gpu.json", out / f"overhead-gpu-{SHAPE}-decode.json"
     prompts = [str(count // 3) for count in SEQUENCES]
@@ -127,19 +128,44 @@ def stages(work: Path, out: Path) -> list[list[Phase]]:
         ],
         [Phase("speed", (script("kernel_speed.py"), "--json", str(speed)), 80, speed)],
         [
-            Phase("overhead", (script("overhead.py"), "--shape", SHAPE, "--prompts", *prompts, "--tokens", "96",
-                               "--work", str(work), "--json", str(overhead)), 230, overhead),
+            Phase(
+                "overhead",
+                (
+                    script("overhead.py"),
+                    "--shape",
+                    SHAPE,
+                    "--prompts",
+                    *prompts,
+                    "--tokens",
+                    "96",
+                    "--work",
+                    str(work),
+                    "--json",
+                    str(overhead),
+                ),
+                230,
+                overhead,
+            ),
         ],
         [check(checks, "trace-plain", 80, "trace", "--side", "plain", *trace, **own_process)],
         [check(checks, "trace-selecting", 80, "trace", "--side", "selecting", *trace, **own_process)],
         [Phase("scaling", (script("scaling.py"), "--out", str(out)), 40, out / "scaling-gpu.json")],
-    ]  # fmt: skip
+    ]
+
+
+def print_plan(every: list[list[Phase]]) -> None:
+    """Print what would run: a line for every phase, an empty line after every stage."""
+    for stage in every:
+        for phase in stage:
+            command = " ".join(phase.arguments).replace(f"{ROOT}/", "")
+            print(f"{phase.name:>16}: at most {phase.seconds} s: python {command}")
+        print()
 
 
 def run(phase: Phase, work: Path, base: dict[str, str], deadline: float) -> dict[str, Any]:
-    """Run one phase; end it, and all that it started, when its time or everybody's is over."""
+    """Run one phase; end it, and all that it started, when its time or that of the suite is over."""
     if phase.result is not None:
-        # What an earlier run left is no result of this one.
+        # An earlier run's file is no result of this one.
         phase.result.unlink(missing_ok=True)
     seconds = min(phase.seconds, deadline - time.monotonic())
     if seconds < LEAST_SECONDS:
@@ -200,7 +226,7 @@ def added_kernels(plain: dict[str, Any], selecting: dict[str, Any]) -> list[dict
 
 
 def show(phases: dict[str, Any], out: Path) -> None:
-    """Print what became of each phase, what NEX adds to a step, and last the targets."""
+    """Print each phase's outcome, what NEX adds to a step, and last the targets."""
     for name, outcome in phases.items():
         print(f"{name:>16}: {outcome['status']} ({outcome.get('seconds', 0):.0f} s)")
         if outcome["status"] != "passed":
@@ -209,13 +235,15 @@ def show(phases: dict[str, Any], out: Path) -> None:
             print("    " + json.dumps(outcome["result"]))
     for each in phases.get("trace-selecting", {}).get("added", [])[:12]:
         print(f"  {each['microseconds']:+9.1f} us  {each['launches']:+7.2f} launches a step  {each['kernel'][:90]}")
-    print(f"\n{'target':<58} {'figure':<34} {'must':>6} {'aim':>6}  seen")
+    print(f"\n{'target':<58} {'figure':<34} {'must':>6} {'aim':>6}  measured")
     for target in TARGETS:
         if "GPU" in target.where:
             seen = [each for each in target.read(out) if not each.label.startswith("CPU")]
             values = "; ".join(f"{each.label} {each.median:.3f}" for each in seen)
-            print(f"{target.where:<58} {target.figure:<34} {target.must:>6g} {target.aim:>6g}  "
-                  f"{target.verdict(seen)}{': ' if values else ''}{values}")  # fmt: skip
+            print(
+                f"{target.where:<58} {target.figure:<34} {target.must:>6g} {target.aim:>6g}  "
+                f"{target.verdict(seen)}{': ' if values else ''}{values}"
+            )
 
 
 def main() -> None:
@@ -223,13 +251,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--minutes", type=float, default=8, help="in all (8)")
+    parser.add_argument("--plan", action="store_true", help="print the phases and their time limits, and run nothing")
     options = parser.parse_args()
+    if options.plan:
+        print_plan(stages(Path("WORK"), options.out))
+        return
+    check_result_path(parser, options.out / "gpu-suite.json")
     deadline = time.monotonic() + 60 * options.minutes - 10
     import torch
 
     if not torch.cuda.is_available():
-        sys.stderr.write("error: there is no GPU here that torch can use; run this on a machine with one.\n")
-        raise SystemExit(2)
+        parser.error("there is no GPU here that torch can use; run this on a machine with one")
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     phases: dict[str, Any] = {}
@@ -246,9 +278,11 @@ def main() -> None:
                     traces = [phases.get(f"trace-{side}", {}).get("result") for side in ("plain", "selecting")]
                     if all(traces):
                         phases["trace-selecting"]["added"] = added_kernels(*traces)
-                    write_result(out / "gpu-suite.json", "gpu-suite",
-                                 {"flashinfer_sampler": base.get("VLLM_USE_FLASHINFER_SAMPLER", "default"),
-                                  "phases": phases})  # fmt: skip
+                    write_result(
+                        out / "gpu-suite.json",
+                        "gpu-suite",
+                        {"flashinfer_sampler": base.get("VLLM_USE_FLASHINFER_SAMPLER", "default"), "phases": phases},
+                    )
     show(phases, out)
     raise SystemExit(0 if all(each["status"] == "passed" for each in phases.values()) else 1)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nex_vllm.kernels import naive
 from nex_vllm.kernels.choice import Reduction, reduction
-from nex_vllm.kernels.tap import groups_per_layer, layer_number, tap_naive
+from nex_vllm.kernels.groups import groups_per_layer
+from nex_vllm.kernels.tap import layer_number
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Case:
 
     @property
     def record_bytes(self) -> int:
-        """What has to be read at least once where nobody has looked at the record before."""
+        """Bytes of the record: what is read at least once by whoever has no maxima."""
         return self.rows * self.neurons * self.dtype.itemsize
 
     def described(self) -> dict[str, int | str]:
@@ -72,7 +74,7 @@ def fill(case: Case, device: str) -> Filled:
     maxima = torch.zeros((case.rows + 1, groups), dtype=case.dtype, device=device)
     slots = torch.arange(case.rows, dtype=torch.int32, device=device)
     for layer in range(case.layers):
-        tap_naive(
+        naive.tap(
             gated(case.rows, case.width, case.dtype, device, seed=layer),
             slots,
             record,

@@ -1,12 +1,12 @@
 """How fast selection, reduction and taps are, beside what torch and flashinfer do, in alternating rounds.
 
-    python benchmarks/kernel_speed.py [--rounds 25] [--json FILE]
+    python benchmarks/kernel_speed.py [--rounds 25] [--rows 64 256] [--json FILE]
 
 On the CPU: one thread, ours beside ``torch.topk`` of the same rows (which selects and reduces nothing) and beside the
 naive reference. On a GPU: beside ``torch.topk`` and, where it is installed, ``flashinfer.top_k``, with the second-level
 cache flushed before every call. Ours is measured there with the maxima that the taps leave, as the engine runs it, and
-with a pass over the record that makes these maxima counted in. The floor is the record's bytes over the bandwidth of a
-large copy, bytes read and written, measured in the same run.
+once more together with a pass over the record that makes these maxima. The floor is the record's bytes over the
+bandwidth of a large copy, bytes read and written, measured in the same run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, described, device_kind, spread, write_result
+from common import RESULTS, check_result_path, described, device_kind, spread, write_result
 from kernel_cases import CPU_CASES, GPU_CASES, Case, Filled, fill, gated, reduce_with
 from timing import alternate, summary
 from tqdm import tqdm
 
-from nex_vllm.kernels.tap import GROUP, groups_per_layer, layer_number, silu_mul_tap, tap, tap_naive
+from nex_vllm.kernels import naive
+from nex_vllm.kernels.groups import GROUP, groups_per_layer
+from nex_vllm.kernels.tap import layer_number, silu_mul_tap, tap
 
 COPY_BYTES = 4 << 30
 OURS, WITH_PASS = "ours", "ours with pass"
@@ -74,22 +76,21 @@ def select_reduce(case: Case, device: str, rounds: int, gb_per_s: float | None) 
     filled = fill(case, device)
     record = filled.record[: case.rows]
     ours = reduce_with("gpu" if device == "cuda" else "cpu", filled, case)
-    naive = reduce_with("naive", filled, case)
-    torch.testing.assert_close(
-        ours.masses(min(case.rows, 64)), naive.masses(min(case.rows, 64)), rtol=2e-5, atol=0
-    )  # before anything is timed
+    reference = reduce_with("naive", filled, case)
+    checked = min(case.rows, 64)
+    torch.testing.assert_close(ours.row_sums(checked), reference.row_sums(checked), rtol=2e-5, atol=0)
     calls: dict[str, Callable[[], Any]] = {
-        OURS: lambda: ours.masses(case.rows),
+        OURS: lambda: ours.row_sums(case.rows),
         "torch.topk": lambda: torch.topk(record, case.top_k, dim=1, sorted=False),
     }
     if device == "cuda":
         make_maxima = _maxima_pass(filled, case)
-        calls[WITH_PASS] = lambda: (make_maxima(), ours.masses(case.rows))
+        calls[WITH_PASS] = lambda: (make_maxima(), ours.row_sums(case.rows))
         theirs = flashinfer_top_k(record, case.top_k)
         if theirs is not None:
             calls["flashinfer.top_k"] = theirs
     else:
-        calls["naive"] = lambda: naive.masses(case.rows)
+        calls["naive"] = lambda: reference.row_sums(case.rows)
     times = alternate(calls, rounds, device)
     result: dict[str, Any] = {
         **case.described(),
@@ -148,14 +149,19 @@ def taps_cpu(rounds: int) -> dict[str, Any]:
     filled = fill(case, "cpu")
     h = gated(case.rows, case.width, case.dtype, "cpu", seed=9)
     slots = torch.arange(case.rows, dtype=torch.int32)
-    arguments = (h, slots, filled.record, filled.maxima, 3)
-    times = alternate({OURS: lambda: tap_cpu(*arguments), "naive": lambda: tap_naive(*arguments)}, rounds, "cpu")
-    return {"tokens": case.rows, "marked": case.rows, "width": case.width, "dtype": case.dtype_name,
-            **summary(times, OURS)}  # fmt: skip
+    arguments = (h, slots, filled.record, filled.maxima, layer_number(3, "cpu"))
+    times = alternate({OURS: lambda: tap_cpu(*arguments), "naive": lambda: naive.tap(*arguments)}, rounds, "cpu")
+    return {
+        "tokens": case.rows,
+        "marked": case.rows,
+        "width": case.width,
+        "dtype": case.dtype_name,
+        **summary(times, OURS),
+    }
 
 
 def show(result: dict[str, Any], label: str) -> None:
-    """Print one size's medians."""
+    """Print one size's figures."""
     print(label)
     for name, value in result["milliseconds"].items():
         print(f"  {name:>16}: {described(value, 4)} ms")
@@ -169,8 +175,11 @@ def main() -> None:
     kind = device_kind()
     device = "cuda" if kind == "gpu" else "cpu"
     parser.add_argument("--rounds", type=int, default=25, help="counted rounds (25)")
+    parser.add_argument("--rows", type=int, nargs="+", help="select and reduce sizes of so many rows only (all)")
     parser.add_argument("--json", type=Path, default=RESULTS / f"kernels-{kind}.json", help="result file")
     options = parser.parse_args()
+    check_result_path(parser, options.json)
+    cases = [case for case in (GPU_CASES if kind == "gpu" else CPU_CASES) if case.rows in (options.rows or [case.rows])]
     content: dict[str, Any] = {"select_reduce": [], "taps": []}
     gb_per_s = None
     if device == "cuda":
@@ -180,7 +189,7 @@ def main() -> None:
     else:
         torch.set_num_threads(1)
         content["threads"] = 1
-    for case in tqdm(GPU_CASES if device == "cuda" else CPU_CASES, desc="sizes", file=sys.stderr):
+    for case in tqdm(cases, desc="sizes", file=sys.stderr):
         result = select_reduce(case, device, options.rounds, gb_per_s)
         show(result, f"{case.rows} rows of {case.neurons} {case.dtype_name}, K = {case.top_k}")
         content["select_reduce"].append(result)

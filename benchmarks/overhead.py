@@ -5,7 +5,7 @@
 
 The sides: ``plain`` vLLM with the plugin not loaded; ``installed``, loaded and not asked for; ``idle``, an engine with
 NEX on and requests that do not ask; ``selecting``, the same engine and requests that do. Every engine has processes
-of its own. All are warmed up twice and then asked in turn, in an order that rotates, for the same number of tokens:
+of its own. All are warmed up twice and then take turns, in an order that rotates, for the same number of tokens:
 3 samples of each prompt, all of fixed length, without prefix cache, so that every round computes the same. Reported
 is each side's ratio to plain, round by round: median, extremes, quartiles.
 
@@ -29,7 +29,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
 import numpy as np
-from common import COUNTDOWN, described, device_kind, rotated, spread, write_result
+from common import COUNTDOWN, check_result_path, described, device_kind, rotated, spread, write_result
 from engines import Engine, Prompts
 from shapes import (
     SHAPES,
@@ -87,17 +87,17 @@ def stop_engines(engines: dict[str, Engine]) -> None:
 def measure(
     engines: dict[str, Engine], sides: Sequence[str], prompts: Prompts, params: dict[str, Any], rounds: int
 ) -> dict[str, Any]:
-    """Measure all sides with one set of prompts."""
+    """Measure all sides with the same prompts."""
     num_tokens = len(prompts) * SAMPLES * params["max_tokens"]
     rates: dict[str, list[float]] = {side: [] for side in sides}
-    for number in tqdm(range(WARM_UPS + rounds), desc=f"{len(prompts) * SAMPLES} sequences", file=sys.stderr):
-        for side in rotated(sides, number):
+    for round_index in tqdm(range(WARM_UPS + rounds), desc=f"{len(prompts) * SAMPLES} sequences", file=sys.stderr):
+        for side in rotated(sides, round_index):
             asked = {**params, "extra_args": {"nex_select": True}} if side == "selecting" else params
             time.sleep(PAUSE_SECONDS)
             done = engines[ENGINE_OF[side]].run(prompts, asked)
             if done.num_tokens != num_tokens:
                 raise RuntimeError(f"The side {side!r} made {done.num_tokens} tokens, expected {num_tokens}.")
-            if number >= WARM_UPS:
+            if round_index >= WARM_UPS:
                 rates[side].append(num_tokens / done.seconds)
     ratios = {
         side: [rate / plain for rate, plain in zip(rates[side], rates["plain"], strict=True)]
@@ -113,7 +113,7 @@ def measure(
 
 
 def show(level: dict[str, Any]) -> None:
-    """Print one level's medians and ratios."""
+    """Print one number of sequences: medians and ratios."""
     print(f"{level['sequences']} sequences")
     for side, values in level["tokens_per_second"].items():
         ratio = level["ratio"].get(side)
@@ -126,16 +126,20 @@ def parse() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", type=Path, default=SHIPPED, help="model folder (the shipped one)")
     source.add_argument("--shape", choices=sorted(SHAPES), help="a model of this shape with random weights")
-    parser.add_argument("--workload", choices=sorted(TOKENS), default="decode", help="what there is most of (decode)")
+    parser.add_argument("--workload", choices=sorted(TOKENS), default="decode", help="what is mostly computed (decode)")
     parser.add_argument("--sides", default="plain,idle,selecting", help="sides, with commas (plain,idle,selecting)")
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds (7)")
     parser.add_argument("--prompts", type=int, nargs="+", default=[8], help="prompts at once, 3 samples of each (8)")
     parser.add_argument("--tokens", type=int, help="tokens of every sample (256; with --workload prefill 16)")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--work", type=Path, help="folder for shape and weights (a temporary one); compiled graphs "
-                        "are found again only for the same folder")  # fmt: skip
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder for shape and weights (a temporary one); compiled graphs are found again only for the same folder",
+    )
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     options = parser.parse_args()
+    check_result_path(parser, options.json)
     options.sides = options.sides.split(",")
     unknown = [side for side in options.sides if side not in ENGINE_OF]
     if unknown or "plain" not in options.sides or len(set(options.sides)) != len(options.sides):
@@ -145,12 +149,12 @@ def parse() -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, folder: Path) -> None:
-    """Start the engines, measure every level, and write what there is after each."""
+    """Start the engines, measure every number of prompts, and write the result after each."""
     model = options.model if options.shape is None else build_shape(options.shape, folder / options.shape)
     top_k, row_tokens = recording_settings(model)
     weights = write_random_weights(model, folder / "weights.safetensors", top_k, row_tokens)
     on_gpu = device_kind() == "gpu"
-    # Given outright, the cache's size is not found by measuring memory, which engines that start together disturb.
+    # A fixed size, because vLLM would measure free memory, and engines that start together disturb that.
     memory = {"gpu_memory_utilization": 0.2, "kv_cache_memory_bytes": 8 << 30} if on_gpu else {}
     params = {"n": SAMPLES, "max_tokens": options.tokens, "ignore_eos": True, "temperature": 0.7}
     if options.shape is not None:

@@ -1,10 +1,10 @@
 """What NEX adds to one decode step, part by part, on the CPU.
 
-    python benchmarks/profile_step.py [--sequences 96] [--tokens 200] [--json FILE]
+    python benchmarks/profile_step.py [--sequences 96] [--tokens 200] [--eager] [--json FILE]
 
 The engine runs in this process, so that its parts can be timed where they are called: medians over the decode steps of
-one round of requests. Taps are called from compiled code and are timed inside the op. On a GPU `gpu_suite.py` lists
-kernels.
+one round of requests. Taps are called from compiled code and are timed inside the op. On a GPU run `gpu_suite.py`,
+which lists kernels.
 """
 
 from __future__ import annotations
@@ -25,20 +25,24 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
-from common import COUNTDOWN, device_kind, machine, versions
+from common import COUNTDOWN, check_result_path, device_kind, write_result
 from shapes import SHIPPED, recording_settings, write_random_weights
 
 SAMPLES = 3
 
 
 class Timer:
-    """Times the calls of functions that it has been put around."""
+    """Measures how long calls of functions take.
+
+    Attributes:
+        seconds: by label, of every call.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
     def around(self, owner: Any, name: str, label: str) -> None:
-        """Put a clock around ``owner.name``."""
+        """Measure every call of ``owner.name`` from now on."""
         plain: Callable[..., Any] = getattr(owner, name)
         seconds = self.seconds[label]
 
@@ -52,7 +56,7 @@ class Timer:
 
 
 def time_taps(timer: Timer) -> None:
-    """Put a clock inside the op, in the place of the kernel that the CPU runs."""
+    """Measure the tap inside the op, in place of the kernel that the CPU runs."""
     import torch
 
     from nex_vllm.kernels import cpu
@@ -71,17 +75,16 @@ def time_taps(timer: Timer) -> None:
 
 
 def time_parts(timer: Timer, llm: Any) -> None:
-    """Put clocks around what a step calls, in the order of a step."""
-    from nex_vllm.plugin import worker
+    """Measure what a step calls, in the order of a step."""
+    from nex_vllm.plugin import runners
 
     core = llm.llm_engine.engine_core.engine_core
-    recording = core.model_executor.driver_worker.worker
-    recorder = recording._recorder
+    recorder = core.model_executor.driver_worker.worker.model_runner.nex_recorder
     timer.around(recorder, "repeat", "same batch again?")
     timer.around(recorder, "begin", "new batch: plan and slots")
-    timer.around(recorder.record._reduction, "masses", "select-reduce")
+    timer.around(recorder.record._reduction, "row_sums", "select-reduce")
     timer.around(recorder, "finish", "finish (with select-reduce)")
-    timer.around(worker, "_with_record", "attach to the step's output")
+    timer.around(runners, "with_record", "attach to the step's output")
     timer.around(core.scheduler, "_deliver", "scheduler, one candidate")
     timer.around(core, "step_fn", "whole step")
 
@@ -91,8 +94,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=96, help="sequences at once, a multiple of 3 (96)")
     parser.add_argument("--tokens", type=int, default=200, help="tokens of each (200)")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     options = parser.parse_args()
+    check_result_path(parser, options.json)
     if device_kind() != "cpu":
         parser.error("this profile is of the CPU path; on a GPU run benchmarks/gpu_suite.py")
 
@@ -111,6 +116,7 @@ def main() -> None:
             str(SHIPPED),
             max_model_len=512,
             max_num_seqs=options.sequences,
+            enforce_eager=options.eager,
             additional_config={"nex": {"weights": str(weights)}},
         )
         llm.generate(prompts, params, use_tqdm=False)
@@ -125,15 +131,8 @@ def main() -> None:
             print(f"{label:32} {medians[label]:9.1f} us   {len(seconds) / steps:6.2f} a step")
     if options.json:
         calls = {label: len(seconds) / steps for label, seconds in timer.seconds.items()}
-        result = {
-            "benchmark": "profile_step",
-            "machine": machine(),
-            "versions": versions(),
-            "sequences": options.sequences,
-            "median_microseconds": medians,
-            "calls_per_step": calls,
-        }
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        content = {"sequences": options.sequences, "median_microseconds": medians, "calls_per_step": calls}
+        write_result(options.json, "profile_step", content)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """How the cost of selection and reduction grows: per step against rows, neurons and K, as one picture.
 
-    python benchmarks/scaling.py [--rounds 15] [--out FOLDER]
+    python benchmarks/scaling.py [--rounds 15] [--axes rows neurons top_k] [--out FOLDER]
 
-All points are measured in alternating rounds of one process; on the CPU on one thread. Beside the medians stand the
-least-squares line and the line that is expected, which ends in the largest point. For rows it starts in the origin:
-twice the rows, twice the time. For neurons and K, which share a row's time, it starts in the smallest point.
+All points are measured in alternating rounds of one process; on the CPU on one thread. The picture shows medians, the
+least-squares line and the expected line, which ends in the largest point. For rows it starts in the origin: twice the
+rows, twice the time. For neurons and K, each of which explains only a part of a row's time, it starts in the smallest
+point.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, device_kind, machine, spread, write_result
+from common import RESULTS, check_result_path, device_kind, machine, spread, write_result
 from kernel_cases import Case, Filled, fill, reduce_with
 from timing import alternate
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One thing that is varied, and the sizes it takes."""
+    """One quantity that is varied, and the sizes it takes."""
 
     name: str
     label: str
@@ -33,7 +36,7 @@ class Axis:
 
     @property
     def sizes(self) -> list[int]:
-        """The places on the axis."""
+        """The values on the axis."""
         return [int(getattr(case, self.name)) for case in self.cases]
 
 
@@ -55,7 +58,7 @@ def axes(kind: str) -> tuple[Axis, ...]:
     )
 
 
-def measure(every: tuple[Axis, ...], kind: str, rounds: int) -> dict[Case, list[float]]:
+def measure(every: list[Axis], kind: str, rounds: int) -> dict[Case, list[float]]:
     """Measure every size once per round; milliseconds."""
     device = "cuda" if kind == "gpu" else "cpu"
     filled: dict[tuple[int, int], Filled] = {}
@@ -65,7 +68,7 @@ def measure(every: tuple[Axis, ...], kind: str, rounds: int) -> dict[Case, list[
         if (case.rows, case.layers) not in filled:
             filled[case.rows, case.layers] = fill(case, device)
         operations = reduce_with(kind, filled[case.rows, case.layers], case)
-        calls[name] = partial(operations.masses, case.rows)
+        calls[name] = partial(operations.row_sums, case.rows)
     return {cases[name]: values for name, values in alternate(calls, rounds, device).items()}
 
 
@@ -93,15 +96,20 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    figure, panels = plt.subplots(1, len(results), figsize=(5 * len(results), 4.2), layout="constrained")
-    for panel, result in zip(panels, results, strict=True):
+    size = (5 * len(results), 4.2)
+    figure, panels = plt.subplots(1, len(results), figsize=size, squeeze=False, layout="constrained")
+    for panel, result in zip(panels[0], results, strict=True):
         sizes = np.array(result["sizes"], dtype=float)
         medians = np.array([each["median"] for each in result["milliseconds"]])
         quartiles = np.array([[each["q1"], each["q3"]] for each in result["milliseconds"]])
         line, fit = np.array([0.0, sizes.max()]), result["fit"]
         panel.plot(line, fit["expected_intercept"] + fit["expected_slope"] * line, "--", color="0.6", label="expected")
-        panel.plot(line, fit["intercept"] + fit["slope"] * line, color="tab:blue",
-                   label=f"least squares, R² = {fit['r_squared']:.4f}")  # fmt: skip
+        panel.plot(
+            line,
+            fit["intercept"] + fit["slope"] * line,
+            color="tab:blue",
+            label=f"least squares, R² = {fit['r_squared']:.4f}",
+        )
         errors = np.abs(quartiles.T - medians)
         panel.errorbar(sizes, medians, errors, fmt="o", color="tab:orange", capsize=3, label="median and quartiles")
         panel.set(xlabel=result["label"], ylabel="milliseconds per step", title=result["fixed"], xlim=0, ylim=0)
@@ -121,12 +129,20 @@ def main() -> None:
     """Measure, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds (15)")
+    parser.add_argument(
+        "--axes",
+        nargs="+",
+        choices=["rows", "neurons", "top_k"],
+        default=["rows", "neurons", "top_k"],
+        help="what to vary (all)",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     kind = device_kind()
+    check_result_path(parser, options.out / f"scaling-{kind}.json")
     if kind == "cpu":
         torch.set_num_threads(1)
-    every = axes(kind)
+    every = [axis for axis in axes(kind) if axis.name in options.axes]
     times = measure(every, kind, options.rounds)
     results = []
     for axis in every:
@@ -138,11 +154,22 @@ def main() -> None:
         }
         fit = fitted(axis, [float(each["median"]) for each in spreads])
         fixed = ", ".join(text for name, text in held.items() if name != axis.name)
-        results.append({"axis": axis.name, "label": axis.label, "fixed": fixed, "sizes": axis.sizes,
-                        "milliseconds": spreads, "fit": fit})  # fmt: skip
+        results.append(
+            {
+                "axis": axis.name,
+                "label": axis.label,
+                "fixed": fixed,
+                "sizes": axis.sizes,
+                "milliseconds": spreads,
+                "fit": fit,
+            }
+        )
         print(f"{axis.label}: {fit['slope']:.3g} ms each, {fit['intercept']:.3g} ms fixed, R2 {fit['r_squared']:.4f}")
     write_result(options.out / f"scaling-{kind}.json", "scaling", {"dtype": "bfloat16", "axes": results})
-    draw(results, options.out / f"scaling-{kind}.png")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no picture: matplotlib is not installed (pip install 'nex-vllm[bench]')", file=sys.stderr)
+    else:
+        draw(results, options.out / f"scaling-{kind}.png")
 
 
 if __name__ == "__main__":

@@ -18,29 +18,29 @@ from targets import TARGETS, Seen, Target, load
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
-def number(value: float) -> str:
-    """Write a figure: ratios near 1 with three digits, the others with one."""
+def figure(value: float) -> str:
+    """Format a figure: ratios near 1 with three digits, the others with one."""
     return f"{value:.3f}" if value < 2 else f"{value:.1f}"
 
 
 def cell(seen: list[Seen]) -> str:
-    """Write what was measured: every size's median, with the rounds' extremes."""
+    """Format what was measured: every size's median, with the lowest and highest round."""
     if not seen:
         return "not yet measured"
-    parts = [f"**{number(each.median)}** ({number(each.low)} to {number(each.high)})" for each in seen]
+    parts = [f"**{figure(each.median)}** ({figure(each.low)} to {figure(each.high)})" for each in seen]
     if len(seen) == 1:
         return parts[0]
     return "<br>".join(f"{each.label}: {part}" for each, part in zip(seen, parts, strict=True))
 
 
 def row(target: Target, folder: Path) -> str:
-    """Write one line of the table."""
+    """Format one line of the table."""
     cells = (target.where, target.figure, f"{target.must:g}", f"{target.aim:g}", cell(target.read(folder)))
     return f"| {' | '.join(cells)} |"
 
 
 def source(folder: Path, name: str) -> str:
-    """Write where a result file's figures come from."""
+    """Format where a result file's figures come from."""
     content = load(folder, name)
     assert content is not None, "only files that were read are named"
     machine, versions = content["machine"], content["versions"]

@@ -14,8 +14,9 @@ import pytest
 import torch
 from kernel_cases import CPU_CASES, Case, fill, gated, reduce_with
 
+from nex_vllm.kernels import naive
 from nex_vllm.kernels.cpu import tap_cpu
-from nex_vllm.kernels.tap import layer_number, tap_naive
+from nex_vllm.kernels.tap import layer_number
 
 IDS = [f"{case.rows}x{case.neurons}-{case.dtype_name}" for case in CPU_CASES]
 
@@ -33,8 +34,8 @@ def test_select_reduce(benchmark: Callable[..., Any], case: Case) -> None:
     """Time ours, and check what it returns."""
     filled = fill(case, "cpu")
     ours = reduce_with("cpu", filled, case)
-    expected = reduce_with("naive", filled, case).masses(case.rows)
-    torch.testing.assert_close(benchmark(ours.masses, case.rows), expected, rtol=1e-6, atol=0)
+    expected = reduce_with("naive", filled, case).row_sums(case.rows)
+    torch.testing.assert_close(benchmark(ours.row_sums, case.rows), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("case", CPU_CASES, ids=IDS)
@@ -44,7 +45,7 @@ def test_torch_topk(benchmark: Callable[..., Any], case: Case) -> None:
     benchmark(torch.topk, record, case.top_k, dim=1, sorted=False)
 
 
-@pytest.mark.parametrize("tap", [tap_cpu, tap_naive])
+@pytest.mark.parametrize("tap", [tap_cpu, naive.tap])
 def test_tap(benchmark: Callable[..., Any], tap: Callable[..., None]) -> None:
     """Time one layer's tap of 30 rows."""
     case = CPU_CASES[1]

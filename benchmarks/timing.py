@@ -33,8 +33,8 @@ def _on_cpu(calls: Calls, rounds: int) -> Times:
             seconds = time.perf_counter() - start
         repeats[name] = max(1, round(_SAMPLE_SECONDS / seconds))
     times: Times = {name: [] for name in calls}
-    for number in range(rounds):
-        for name in rotated(list(calls), number):
+    for round_index in range(rounds):
+        for name in rotated(list(calls), round_index):
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 calls[name]()
@@ -50,15 +50,15 @@ def _on_gpu(calls: Calls, rounds: int) -> Times:
             call()
     torch.cuda.synchronize()
     events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in calls}
-    for number in range(rounds):
-        for name in rotated(list(calls), number):
+    for round_index in range(rounds):
+        for name in rotated(list(calls), round_index):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             flush.zero_()
             start.record()
             calls[name]()
             end.record()
             events[name].append((start, end))
-        # Bounds what is queued; the device idles here, between rounds, and not inside of one.
+        # Limits what is queued; the device is idle here, between rounds, and never inside one.
         torch.cuda.synchronize()
     return {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in events.items()}
 

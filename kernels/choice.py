@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from nex_vllm.kernels.bits import INTEGERS
-from nex_vllm.kernels.select_reduce import Entries
+from nex_vllm.kernels.naive import Entries, NaiveReduction
 
 
 class Reduction(Protocol):
-    """Selection and reduction of one record, with what they need beside it allocated once.
+    """Selection and reduction of one record; what they need beside it is allocated once.
 
-    :meth:`masses` does everything on one device. Ranks that hold a part of each row take :meth:`strongest`, gather,
-    take :meth:`thresholds` of what all have found and go on with :meth:`masses_at`. What these four return may be
-    overwritten by the next call of any of them.
+    :meth:`row_sums` does everything on one device. Tensor-parallel ranks, which hold a part of each row, gather their
+    :meth:`strongest` masses, take :meth:`thresholds` of what they gathered and go on with :meth:`row_sums_at`. What
+    these four return may be overwritten by the next call of any of them.
 
     Attributes:
         name: ``naive``, ``cpu`` or ``gpu``.
@@ -29,37 +29,41 @@ class Reduction(Protocol):
     def num_bytes(self) -> int:
         """Memory of the buffers beside the record."""
 
-    def masses(self, num_rows: int) -> Tensor:
-        """Return (positive, absolute, total) mass of the first rows.
+    def row_sums(self, num_rows: int) -> Tensor:
+        """Return the positive, absolute and total sum of each of the first rows over its kept neurons.
 
         Returns:
             float64 [num_rows, 3] on the record's device.
         """
 
-    def entries(self, rows: Tensor, least: Tensor | None = None) -> Entries:
-        """Return the kept neurons of some rows, as :func:`nex_vllm.kernels.select_reduce.entries_at` does.
+    def entries(self, rows: Tensor, row_thresholds: Tensor | None = None) -> Entries:
+        """Return the kept neurons of some rows, as :func:`nex_vllm.kernels.naive.entries` does.
 
         Args:
             rows: int64 [m], record rows, on the record's device.
-            least: thresholds of the first rows, from :meth:`thresholds`; by default each row's own.
+            row_thresholds: of the first rows, from :meth:`thresholds`; by default each row's own.
         """
 
     def strongest(self, num_rows: int) -> Tensor:
         """Return the K largest masses of the first rows, [num_rows, min(K, neurons)] in the record's dtype."""
 
     def thresholds(self, gathered: Tensor) -> Tensor:
-        """Return the K-th largest of each row of [rows, ranks * K], in the record's dtype, for the next two."""
+        """Return the K-th largest of each row of [rows, ranks * K] for :meth:`row_sums_at` and :meth:`entries`.
 
-    def masses_at(self, least: Tensor) -> Tensor:
-        """Return what :meth:`masses` does, for the first ``len(least)`` rows, at these thresholds."""
+        Returns:
+            [rows], masses in the record's dtype, or on a GPU their bit patterns, int32.
+        """
+
+    def row_sums_at(self, row_thresholds: Tensor) -> Tensor:
+        """Return what :meth:`row_sums` does, for the first ``len(row_thresholds)`` rows at these thresholds."""
 
 
 def implementation(device_type: str, dtype: torch.dtype, *, has_numba: bool, has_triton: bool) -> str:
     """Choose by device and type.
 
-    Compiled code wherever it can be had: it takes a tenth of ``torch.topk``'s time or less, from one row to hundreds
-    (``benchmarks/results/kernels-cpu.json``), so no size is left to the naive operations. They serve what the others
-    cannot: other types, and an installation without numba or Triton.
+    Compiled code wherever possible: it takes a tenth of ``torch.topk``'s time or less, from one row to hundreds
+    (``benchmarks/results/kernels-cpu.json``), so the size does not matter. The naive operations are for other types and
+    for an installation without numba or Triton.
     """
     if dtype in INTEGERS:
         if device_type == "cpu" and has_numba:
@@ -87,11 +91,11 @@ def reduction(
     Args:
         name: from :func:`implementation`.
         record: [rows, layers * width].
-        maxima: [rows, groups], as the taps leave them; looked at on a GPU only.
+        maxima: [rows, groups], as the taps leave them; read on a GPU only.
         weights: float32 [layers * width].
         top_k: K.
         layers: number of layers, of equal width.
-        ranks: how many hold a part of each row; with one there are no buffers for an exchange.
+        ranks: tensor-parallel ranks that each hold a part of every row; for one there are no buffers for an exchange.
     """
     if name == "cpu":
         from nex_vllm.kernels.cpu import CpuReduction
@@ -101,6 +105,4 @@ def reduction(
         from nex_vllm.kernels.gpu import GpuReduction
 
         return GpuReduction(record, maxima, weights, top_k, layers, ranks)
-    from nex_vllm.kernels.naive import NaiveReduction
-
     return NaiveReduction(record, weights, top_k)

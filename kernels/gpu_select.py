@@ -4,11 +4,11 @@ The tap has left each group's maximum beside the record. A program
 
 1. finds the K-th largest maximum: at least K neurons reach it, so no kept neuron is below it;
 2. lists the groups whose maximum reaches it, about K of them;
-3. finds the K-th largest value among these groups: the threshold of the whole row, exactly;
-4. adds up what reaches the threshold.
+3. finds the K-th largest key among these groups: exactly the threshold of the whole row;
+4. adds up the neurons that reach the threshold.
 
-`gpu_rank.py` has how ranks are found. Ties, at worst all neurons equal, make the lists longer and nothing else: they
-have room for every group.
+`gpu_rank.py` has the search. Ties, at worst all neurons equal, make the lists longer and nothing else: they have room
+for every group. Thresholds are bit patterns here, int32.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ import triton.language as tl
 from torch import Tensor
 
 from nex_vllm.kernels.bits import as_integers
-from nex_vllm.kernels.gpu_bits import KINDS, largest_pattern, masses, ranked
-from nex_vllm.kernels.gpu_rank import group_columns, list_groups, of_rank, select
-from nex_vllm.kernels.select_reduce import Entries
-from nex_vllm.kernels.tap import GROUP, groups_per_layer
+from nex_vllm.kernels.gpu_bits import as_float32, nan_key, sort_key, tile_of
+from nex_vllm.kernels.gpu_rank import group_columns, kth_largest_key, list_groups, select
+from nex_vllm.kernels.groups import groups_per_layer
+from nex_vllm.kernels.naive import Entries
 
-_TILE = 4096
+_TILE_SIZE = 4096
 _WARPS = 16
 
 
 @triton.jit
-def _add_up(row, weights, listed, count, least, out, width, per_layer, TILE: tl.constexpr, GROUP: tl.constexpr,
-            KIND: tl.constexpr):  # fmt: skip
-    """Write the three masses of what reaches ``least``; a lane in float32, the row in float64."""
-    positive = tl.zeros([TILE // GROUP, GROUP], tl.float32)
-    absolute = tl.zeros([TILE // GROUP, GROUP], tl.float32)
-    total = tl.zeros([TILE // GROUP, GROUP], tl.float32)
-    for start in range(0, count, TILE // GROUP):
-        columns, valid = group_columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
+def _add_up(row, weights, listed, num_listed, threshold, out, width, layer_groups, TILE: tl.constexpr):
+    """Write the three sums of what reaches the threshold; each lane adds in float32, the row in float64."""
+    positive = tl.zeros([TILE.groups, TILE.group], tl.float32)
+    absolute = tl.zeros([TILE.groups, TILE.group], tl.float32)
+    total = tl.zeros([TILE.groups, TILE.group], tl.float32)
+    for start in range(0, num_listed, TILE.groups):
+        columns, valid = group_columns(listed, start, num_listed, width, layer_groups, TILE)
         bits = tl.load(row + columns, mask=valid, other=0)
-        kept = ranked(bits, KIND) >= least
-        mass = tl.where(kept, masses(bits, KIND), 0.0)
+        kept = sort_key(bits, TILE.kind) >= threshold
+        mass = tl.where(kept, as_float32(bits, TILE.kind), 0.0)
         weighted = mass * tl.load(weights + columns, mask=kept, other=0.0)
         # NaN stays NaN: `maximum` would drop it.
         positive += tl.where(weighted < 0.0, 0.0, weighted)
@@ -51,117 +50,164 @@ def _add_up(row, weights, listed, count, least, out, width, per_layer, TILE: tl.
 
 
 @triton.jit
-def select_reduce_kernel(record, maxima, weights, listed, out, record_stride, maxima_stride, rank, width, per_layer,
-                         groups, TILE: tl.constexpr, GROUP: tl.constexpr,
-                         KIND: tl.constexpr):  # fmt: skip
+def row_sums_kernel(
+    record,
+    maxima,
+    weights,
+    listed,
+    out,
+    record_stride,
+    maxima_stride,
+    rank,
+    width,
+    layer_groups,
+    groups,
+    TILE: tl.constexpr,
+):
     """Select one row and reduce it."""
-    number = tl.program_id(0).to(tl.int64)
-    row = record + number * record_stride
-    listed += number * groups
-    maxima += number * maxima_stride
-    count, least = select(row, maxima, listed, rank, width, per_layer, groups, TILE, GROUP, KIND)
-    _add_up(row, weights, listed, count, least, out + number * 3, width, per_layer, TILE, GROUP, KIND)
+    row_index = tl.program_id(0).to(tl.int64)
+    row = record + row_index * record_stride
+    listed += row_index * groups
+    maxima += row_index * maxima_stride
+    num_listed, threshold = select(row, maxima, listed, rank, width, layer_groups, groups, TILE)
+    _add_up(row, weights, listed, num_listed, threshold, out + row_index * 3, width, layer_groups, TILE)
 
 
 @triton.jit
-def strongest_kernel(record, maxima, listed, out, record_stride, maxima_stride, rank, width, per_layer, groups,
-                     TILE: tl.constexpr, GROUP: tl.constexpr,
-                     KIND: tl.constexpr):  # fmt: skip
-    """Write one row's K largest patterns: those above the threshold, then the threshold as often as it is there."""
-    number = tl.program_id(0).to(tl.int64)
-    row = record + number * record_stride
-    listed += number * groups
-    maxima += number * maxima_stride
-    count, least = select(row, maxima, listed, rank, width, per_layer, groups, TILE, GROUP, KIND)
-    out += number * rank
-    above = tl.zeros([], tl.int32)
-    reached = tl.zeros([], tl.int32)
-    for start in range(0, count, TILE // GROUP):
-        columns, valid = group_columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
-        bits = tl.reshape(ranked(tl.load(row + columns, mask=valid, other=0), KIND), [TILE])
-        larger = (bits > least).to(tl.int32)
-        tl.store(out + above + tl.cumsum(larger, 0) - 1, bits, mask=larger > 0)
-        both = tl.sum(larger + ((bits >= least).to(tl.int32) << 16))
-        above += both & 0xFFFF
-        reached += both >> 16
-    for start in range(0, rank, TILE):
-        place = start + tl.arange(0, TILE)
-        rest = tl.where(place < reached, least, 0).to(out.dtype.element_ty)
-        tl.store(out + place, rest, mask=(place >= above) & (place < rank))
+def strongest_kernel(
+    record, maxima, listed, out, record_stride, maxima_stride, rank, width, layer_groups, groups, TILE: tl.constexpr
+):
+    """Write one row's K largest keys: those above the threshold, then the threshold as often as it is there."""
+    row_index = tl.program_id(0).to(tl.int64)
+    row = record + row_index * record_stride
+    listed += row_index * groups
+    maxima += row_index * maxima_stride
+    num_listed, threshold = select(row, maxima, listed, rank, width, layer_groups, groups, TILE)
+    out += row_index * rank
+    num_above = tl.zeros([], tl.int32)
+    num_reached = tl.zeros([], tl.int32)
+    for start in range(0, num_listed, TILE.groups):
+        columns, valid = group_columns(listed, start, num_listed, width, layer_groups, TILE)
+        keys = tl.reshape(sort_key(tl.load(row + columns, mask=valid, other=0), TILE.kind), [TILE.size])
+        above = (keys > threshold).to(tl.int32)
+        tl.store(out + num_above + tl.cumsum(above, 0) - 1, keys, mask=above > 0)
+        # Two counts in one integer: one sum over the program's threads instead of two.
+        two_counts = tl.sum(above + ((keys >= threshold).to(tl.int32) << 16))
+        num_above += two_counts & 0xFFFF
+        num_reached += two_counts >> 16
+    for start in range(0, rank, TILE.size):
+        index = start + tl.arange(0, TILE.size)
+        rest = tl.where(index < num_reached, threshold, 0).to(out.dtype.element_ty)
+        tl.store(out + index, rest, mask=(index >= num_above) & (index < rank))
 
 
 @triton.jit
-def thresholds_kernel(values, out, stride, count, rank, TILE: tl.constexpr, KIND: tl.constexpr):
-    """Write the pattern of one row's K-th largest value, as an integer."""
-    number = tl.program_id(0).to(tl.int64)
-    values += number * stride
-    high = tl.full([], largest_pattern(KIND), tl.int32)
-    tl.store(out + number, of_rank(values, count, rank, high, TILE, KIND))
+def thresholds_kernel(gathered, out, gathered_stride, count, rank, TILE: tl.constexpr):
+    """Write one row's K-th largest key."""
+    row_index = tl.program_id(0).to(tl.int64)
+    high = tl.full([], nan_key(TILE.kind), tl.int32)
+    tl.store(out + row_index, kth_largest_key(gathered + row_index * gathered_stride, count, rank, high, TILE))
 
 
 @triton.jit
-def reduce_kernel(record, maxima, weights, least, listed, out, record_stride, maxima_stride, width, per_layer, groups,
-                  TILE: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr):  # fmt: skip
-    """Reduce one row at a threshold that is known."""
-    number = tl.program_id(0).to(tl.int64)
-    row = record + number * record_stride
-    listed += number * groups
-    bound = tl.load(least + number)
-    count = list_groups(maxima + number * maxima_stride, groups, bound, listed, TILE, KIND)
-    _add_up(row, weights, listed, count, bound, out + number * 3, width, per_layer, TILE, GROUP, KIND)
+def row_sums_at_kernel(
+    record,
+    maxima,
+    weights,
+    thresholds,
+    listed,
+    out,
+    record_stride,
+    maxima_stride,
+    width,
+    layer_groups,
+    groups,
+    TILE: tl.constexpr,
+):
+    """Reduce one row at a given threshold."""
+    row_index = tl.program_id(0).to(tl.int64)
+    row = record + row_index * record_stride
+    listed += row_index * groups
+    threshold = tl.load(thresholds + row_index)
+    num_listed = list_groups(maxima + row_index * maxima_stride, groups, threshold, listed, TILE)
+    _add_up(row, weights, listed, num_listed, threshold, out + row_index * 3, width, layer_groups, TILE)
 
 
 @triton.jit
-def count_kernel(record, maxima, least, listed, counts, record_stride, maxima_stride, width, per_layer, groups,
-                 TILE: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr):  # fmt: skip
-    """Count what of one row reaches its threshold."""
-    number = tl.program_id(0).to(tl.int64)
-    row = record + number * record_stride
-    listed += number * groups
-    bound = tl.load(least + number)
-    count = list_groups(maxima + number * maxima_stride, groups, bound, listed, TILE, KIND)
-    kept = tl.zeros([], tl.int32)
-    for start in range(0, count, TILE // GROUP):
-        columns, valid = group_columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
-        bits = ranked(tl.load(row + columns, mask=valid, other=0), KIND)
-        kept += tl.sum((bits >= bound).to(tl.int32))
-    tl.store(counts + number, kept)
+def count_kernel(
+    record,
+    maxima,
+    thresholds,
+    listed,
+    counts,
+    record_stride,
+    maxima_stride,
+    width,
+    layer_groups,
+    groups,
+    TILE: tl.constexpr,
+):
+    """Count the kept neurons of one row."""
+    row_index = tl.program_id(0).to(tl.int64)
+    row = record + row_index * record_stride
+    listed += row_index * groups
+    threshold = tl.load(thresholds + row_index)
+    num_listed = list_groups(maxima + row_index * maxima_stride, groups, threshold, listed, TILE)
+    num_kept = tl.zeros([], tl.int32)
+    for start in range(0, num_listed, TILE.groups):
+        columns, valid = group_columns(listed, start, num_listed, width, layer_groups, TILE)
+        keys = sort_key(tl.load(row + columns, mask=valid, other=0), TILE.kind)
+        num_kept += tl.sum((keys >= threshold).to(tl.int32))
+    tl.store(counts + row_index, num_kept)
 
 
 @triton.jit
-def flush_kernel(record, maxima, least, listed, starts, out_columns, out_masses, record_stride, maxima_stride, width,
-                 per_layer, groups, TILE: tl.constexpr, GROUP: tl.constexpr,
-                 KIND: tl.constexpr):  # fmt: skip
-    """Compact one row to the columns and masses of what reaches its threshold, ascending."""
-    number = tl.program_id(0).to(tl.int64)
-    row = record + number * record_stride
-    listed += number * groups
-    bound = tl.load(least + number)
-    count = list_groups(maxima + number * maxima_stride, groups, bound, listed, TILE, KIND)
-    end = tl.load(starts + number)
-    for start in range(0, count, TILE // GROUP):
-        columns, valid = group_columns(listed, start, count, width, per_layer, TILE // GROUP, GROUP)
-        columns = tl.reshape(columns, [TILE])
-        bits = tl.load(row + columns, mask=tl.reshape(valid, [TILE]), other=0)
-        kept = (ranked(bits, KIND) >= bound).to(tl.int32)
-        place = end + tl.cumsum(kept, 0) - 1
-        tl.store(out_columns + place, columns, mask=kept > 0)
-        tl.store(out_masses + place, masses(bits, KIND), mask=kept > 0)
+def entries_kernel(
+    record,
+    maxima,
+    thresholds,
+    listed,
+    starts,
+    out_columns,
+    out_masses,
+    record_stride,
+    maxima_stride,
+    width,
+    layer_groups,
+    groups,
+    TILE: tl.constexpr,
+):
+    """Write columns and masses of one row's kept neurons, ascending."""
+    row_index = tl.program_id(0).to(tl.int64)
+    row = record + row_index * record_stride
+    listed += row_index * groups
+    threshold = tl.load(thresholds + row_index)
+    num_listed = list_groups(maxima + row_index * maxima_stride, groups, threshold, listed, TILE)
+    end = tl.load(starts + row_index)
+    for start in range(0, num_listed, TILE.groups):
+        columns, valid = group_columns(listed, start, num_listed, width, layer_groups, TILE)
+        columns = tl.reshape(columns, [TILE.size])
+        bits = tl.load(row + columns, mask=tl.reshape(valid, [TILE.size]), other=0)
+        kept = (sort_key(bits, TILE.kind) >= threshold).to(tl.int32)
+        target = end + tl.cumsum(kept, 0) - 1
+        tl.store(out_columns + target, columns, mask=kept > 0)
+        tl.store(out_masses + target, as_float32(bits, TILE.kind), mask=kept > 0)
         end += tl.sum(kept)
 
 
-def _sizes(record: Tensor, maxima: Tensor, layers: int) -> tuple[int, int, int]:
-    """Return a layer's width, its groups, and all groups."""
+def _strides_and_sizes(record: Tensor, maxima: Tensor, layers: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
+    """Return the row strides of record and maxima, and a layer's width, its groups and the groups of all layers."""
+    assert record.stride(1) == maxima.stride(1) == 1, "the kernels read rows whose neurons lie side by side"
     width = record.shape[1] // layers
-    per_layer = groups_per_layer(width)
-    assert maxima.shape[1] == per_layer * layers, "the maxima belong to another layout"
-    return width, per_layer, per_layer * layers
+    layer_groups = groups_per_layer(width)
+    assert maxima.shape[1] == layer_groups * layers, "the maxima belong to another layout"
+    return (record.stride(0), maxima.stride(0)), (width, layer_groups, layer_groups * layers)
 
 
-def masses_gpu(
+def row_sums_gpu(
     record: Tensor, maxima: Tensor, listed: Tensor, weights: Tensor, top_k: int, layers: int, out: Tensor
 ) -> None:
-    """Do what :func:`nex_vllm.kernels.select_reduce.masses_naive` does, into ``out``.
+    """Write :func:`nex_vllm.kernels.naive.row_sums` at the rows' own thresholds into ``out``.
 
     Args:
         record: [rows, neurons].
@@ -172,64 +218,58 @@ def masses_gpu(
         layers: number of layers, of equal width.
         out: float64 [rows, 3].
     """
-    width, per_layer, groups = _sizes(record, maxima, layers)
+    strides, sizes = _strides_and_sizes(record, maxima, layers)
     if len(record):
-        select_reduce_kernel[(len(record),)](
-            as_integers(record), as_integers(maxima), weights, listed, out, record.stride(0), maxima.stride(0), top_k,
-            width, per_layer, groups, TILE=_TILE, GROUP=GROUP, KIND=KINDS[record.dtype], num_warps=_WARPS,
-        )  # fmt: skip
+        pointers = (as_integers(record), as_integers(maxima), weights, listed, out)
+        tile = tile_of(_TILE_SIZE, record.dtype)
+        row_sums_kernel[(len(record),)](*pointers, *strides, top_k, *sizes, TILE=tile, num_warps=_WARPS)
 
 
 def strongest_gpu(record: Tensor, maxima: Tensor, listed: Tensor, top_k: int, layers: int, out: Tensor) -> None:
-    """Do what :func:`nex_vllm.kernels.select_reduce.strongest` does, into ``out`` ([rows, K], the record's dtype)."""
-    width, per_layer, groups = _sizes(record, maxima, layers)
+    """Write :func:`nex_vllm.kernels.naive.strongest` into ``out`` ([rows, K], the record's dtype)."""
+    strides, sizes = _strides_and_sizes(record, maxima, layers)
     if len(record):
-        strongest_kernel[(len(record),)](
-            as_integers(record), as_integers(maxima), listed, as_integers(out), record.stride(0), maxima.stride(0),
-            top_k, width, per_layer, groups, TILE=_TILE, GROUP=GROUP, KIND=KINDS[record.dtype], num_warps=_WARPS,
-        )  # fmt: skip
+        pointers = (as_integers(record), as_integers(maxima), listed, as_integers(out))
+        tile = tile_of(_TILE_SIZE, record.dtype)
+        strongest_kernel[(len(record),)](*pointers, *strides, top_k, *sizes, TILE=tile, num_warps=_WARPS)
 
 
-def thresholds_gpu(values: Tensor, top_k: int, out: Tensor) -> None:
-    """Do what :func:`nex_vllm.kernels.select_reduce.thresholds` does, as bit patterns (``out``: int32 [rows]).
+def thresholds_gpu(gathered: Tensor, top_k: int, out: Tensor) -> None:
+    """Write :func:`nex_vllm.kernels.naive.thresholds` as bit patterns into ``out`` (int32 [rows]).
 
-    Meant for what ranks gathered; where fewer than K values are positive the pattern is 1, the least positive number.
+    Meant for what ranks gathered; where fewer than K are positive the pattern is 1, the least positive number.
     """
-    if len(values):
-        thresholds_kernel[(len(values),)](
-            as_integers(values), out, values.stride(0), values.shape[1], top_k, TILE=_TILE, KIND=KINDS[values.dtype],
-            num_warps=_WARPS,
-        )  # fmt: skip
+    assert gathered.stride(1) == 1, "the kernel reads rows whose values lie side by side"
+    if len(gathered):
+        sizes = (gathered.stride(0), gathered.shape[1], top_k)
+        tile = tile_of(_TILE_SIZE, gathered.dtype)
+        thresholds_kernel[(len(gathered),)](as_integers(gathered), out, *sizes, TILE=tile, num_warps=_WARPS)
 
 
-def masses_at_gpu(
-    record: Tensor, maxima: Tensor, listed: Tensor, weights: Tensor, least: Tensor, layers: int, out: Tensor
+def row_sums_at_gpu(
+    record: Tensor, maxima: Tensor, listed: Tensor, weights: Tensor, thresholds: Tensor, layers: int, out: Tensor
 ) -> None:
-    """Do what :func:`nex_vllm.kernels.select_reduce.masses_at` does, at bit patterns (``least``: int32 [rows])."""
-    width, per_layer, groups = _sizes(record, maxima, layers)
+    """Write :func:`nex_vllm.kernels.naive.row_sums` at bit patterns (``thresholds``: int32 [rows]) into ``out``."""
+    strides, sizes = _strides_and_sizes(record, maxima, layers)
     if len(record):
-        reduce_kernel[(len(record),)](
-            as_integers(record), as_integers(maxima), weights, least, listed, out, record.stride(0), maxima.stride(0),
-            width, per_layer, groups, TILE=_TILE, GROUP=GROUP, KIND=KINDS[record.dtype], num_warps=_WARPS,
-        )  # fmt: skip
+        pointers = (as_integers(record), as_integers(maxima), weights, thresholds, listed, out)
+        tile = tile_of(_TILE_SIZE, record.dtype)
+        row_sums_at_kernel[(len(record),)](*pointers, *strides, *sizes, TILE=tile, num_warps=_WARPS)
 
 
-def flush_gpu(record: Tensor, maxima: Tensor, listed: Tensor, least: Tensor, layers: int) -> Entries:
-    """Do what :func:`nex_vllm.kernels.select_reduce.entries_at` does, at bit patterns; it waits for the counts."""
-    width, per_layer, groups = _sizes(record, maxima, layers)
+def entries_gpu(record: Tensor, maxima: Tensor, listed: Tensor, thresholds: Tensor, layers: int) -> Entries:
+    """Return :func:`nex_vllm.kernels.naive.entries` at bit patterns (int32 [rows]); waits for the counts."""
+    strides, sizes = _strides_and_sizes(record, maxima, layers)
+    pointers = (as_integers(record), as_integers(maxima), thresholds, listed)
+    tile = tile_of(_TILE_SIZE, record.dtype)
     counts = torch.zeros(len(record), dtype=torch.int32, device=record.device)
-    sizes = (record.stride(0), maxima.stride(0), width, per_layer, groups)
-    options = {"TILE": _TILE, "GROUP": GROUP, "KIND": KINDS[record.dtype], "num_warps": _WARPS}
     if len(record):
-        count_kernel[(len(record),)](
-            as_integers(record), as_integers(maxima), least, listed, counts, *sizes, **options
-        )  # fmt: skip
+        count_kernel[(len(record),)](*pointers, counts, *strides, *sizes, TILE=tile, num_warps=_WARPS)
     ends = counts.long().cumsum(0)
-    size = int(ends[-1]) if len(counts) else 0
-    columns = torch.empty(size, dtype=torch.int64, device=record.device)
-    values = torch.empty(size, dtype=torch.float32, device=record.device)
+    num_entries = int(ends[-1]) if len(counts) else 0
+    columns = torch.empty(num_entries, dtype=torch.int64, device=record.device)
+    masses = torch.empty(num_entries, dtype=torch.float32, device=record.device)
     if len(record):
-        flush_kernel[(len(record),)](
-            as_integers(record), as_integers(maxima), least, listed, ends - counts, columns, values, *sizes, **options
-        )  # fmt: skip
-    return counts.long(), columns, values
+        outputs = (ends - counts, columns, masses)
+        entries_kernel[(len(record),)](*pointers, *outputs, *strides, *sizes, TILE=tile, num_warps=_WARPS)
+    return counts.long(), columns, masses

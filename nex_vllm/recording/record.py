@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from nex_vllm.kernels.choice import choose, reduction
-from nex_vllm.kernels.tap import groups_per_layer
+from nex_vllm.kernels.groups import groups_per_layer
 from nex_vllm.recording.layout import NeuronLayout
 from nex_vllm.recording.ranks import Exchange, Ranks
 from nex_vllm.recording.transfer import HostCopies, HostCopy
@@ -80,10 +80,10 @@ class Record:
         """Reduce the first rows to (positive, absolute, total) mass; float64 [num_rows, 3]."""
         self._copies.before_overwriting()
         if self._exchange is None:
-            return self._copies.start(self._reduction.masses(num_rows))
+            return self._copies.start(self._reduction.row_sums(num_rows))
         gathered = self._exchange.gather_columns(self._reduction.strongest(num_rows))
         self._least = self._reduction.thresholds(gathered)
-        return self._copies.start(self._exchange.add_up(self._reduction.masses_at(self._least)))
+        return self._copies.start(self._exchange.add_up(self._reduction.row_sums_at(self._least)))
 
     def entries(self, rows: torch.Tensor) -> Entries:
         """Return the kept activations of rows (int64 [m] on the device) that :meth:`reduce` has just reduced."""

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nex_vllm.kernels.select_reduce import entries_naive, masses_naive
-from nex_vllm.plugin.mlps import TappedActivation
+from nex_vllm.kernels import naive
+from nex_vllm.recording.tapped import TappedActivation
 
 
 @dataclass
@@ -208,7 +208,8 @@ class Watch:
         delivered = self.delivered[name]
         rows = delivered.products if given is None else [self.computed[name][each][None] for each in given]
         products = torch.cat(rows)
-        _, columns, values = entries_naive(products, top_k)
+        thresholds = naive.thresholds(products, top_k)
+        _, columns, values = naive.entries(products, thresholds)
         sums: dict[int, float] = {}
         for column, value in zip(columns.tolist(), values.tolist(), strict=True):
             key = column // width << 16 | column % width
@@ -216,7 +217,7 @@ class Watch:
         return {
             "tokens": delivered.tokens,
             "num_tokens": len(products),
-            "masses": masses_naive(products, weights, top_k).sum(dim=0).tolist(),
+            "masses": naive.row_sums(products, thresholds, weights).sum(dim=0).tolist(),
             "sums": sums,
             "logprob": sum(delivered.logprobs),
         }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
+from nex_vllm.kernels import naive
 from nex_vllm.kernels.choice import Reduction, reduction
-from nex_vllm.kernels.tap import groups_per_layer, layer_number, tap_naive
+from nex_vllm.kernels.groups import groups_per_layer
+from nex_vllm.kernels.tap import layer_number
 
 NAMES = ("naive", "cpu", "gpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -15,13 +20,21 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = not torch.cuda.is_available()
 """Interpreted kernels take a tenth of a second for each row, so they get fewer of everything."""
 
+SLOW_IF_INTERPRETED = [pytest.mark.slow] if INTERPRETED else []
 
-def cases(*top_ks: int) -> list[tuple[str, torch.dtype, int]]:
-    """Return (implementation, dtype, K) to test; interpreted kernels get three of them."""
-    few = [("gpu", torch.float32, top_ks[0]), ("gpu", torch.bfloat16, top_ks[0]), ("gpu", torch.bfloat16, top_ks[-1])]
-    names = ("naive", "cpu") if INTERPRETED else NAMES
-    every = [(name, dtype, top_k) for name in names for dtype in DTYPES for top_k in top_ks]
-    return every + few if INTERPRETED else every
+
+def cases(*top_ks: int) -> list[Any]:
+    """Return what to test: an implementation, and every (dtype, K) of it; of interpreted kernels only a few."""
+    every = [(dtype, top_k) for dtype in DTYPES for top_k in top_ks]
+    if not INTERPRETED:
+        return [pytest.param(name, every, id=name) for name in NAMES]
+    first, last = top_ks[0], top_ks[-1]
+    return [
+        pytest.param("naive", every, id="naive"),
+        pytest.param("cpu", every, id="cpu"),
+        pytest.param("gpu", [(torch.bfloat16, first)], id="gpu"),
+        pytest.param("gpu", [(torch.float32, first), (torch.bfloat16, last)], id="gpu-more", marks=pytest.mark.slow),
+    ]
 
 
 def device_of(name: str) -> str:
@@ -29,7 +42,7 @@ def device_of(name: str) -> str:
     return "cuda" if name == "gpu" and torch.cuda.is_available() else "cpu"
 
 
-def put_together(
+def recorded(
     name: str,
     values: np.ndarray | torch.Tensor,
     dtype: torch.dtype,
@@ -52,7 +65,7 @@ def put_together(
     maxima = torch.zeros(rows + 1, layers * groups_per_layer(width), dtype=dtype, device=device)
     slots = torch.arange(rows, dtype=torch.int32, device=device)
     for layer in range(layers):
-        tap_naive(h[:, layer * width : (layer + 1) * width], slots, record, maxima, layer_number(layer, device))
+        naive.tap(h[:, layer * width : (layer + 1) * width], slots, record, maxima, layer_number(layer, device))
     weights = torch.zeros(neurons) if weights is None else weights
     return record[:rows], reduction(name, record, maxima, weights.to(device), top_k, layers, ranks)
 

@@ -14,10 +14,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(600)
-def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "dtypes"),
+    [
+        ("Qwen3-4B", ["bfloat16"]),
+        pytest.param("Qwen3-4B", ["float16", "float32"], marks=pytest.mark.slow),
+        pytest.param("odd", ["bfloat16", "float16", "float32"], marks=pytest.mark.slow),
+    ],
+)
+def test_every_kernel_compiles_without_spills(sizes: str, dtypes: list[str], tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compile_program"],
+        [sys.executable, "-m", "tests.kernels.compile_program", sizes, *dtypes],
         cwd=ROOT,
         env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
@@ -25,8 +33,9 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     found = json.loads(run.stdout)
-    kernels = {name.split()[0] for name in found}
-    assert len(kernels) == 8
-    assert len(found) == 8 * 3 * 3, "every kernel for three types and three architectures"
+    assert len({name.split()[0] for name in found}) == 8
+    assert len(found) == 8 * 3 * len(dtypes), "every kernel for every type and three architectures"
     assert {name: figures for name, figures in found.items() if figures["spilled"]} == {}
-    assert max(figures["registers"] for figures in found.values()) <= 255
+    if sizes == "Qwen3-4B":
+        # What the JIT knows of real sizes was used: a tap reads several neurons at a time.
+        assert all(figures["vector_loads"] for name, figures in found.items() if name.startswith("tap_kernel"))
