@@ -131,7 +131,7 @@ def _record_prepared_inputs_v1(runner: Any, recorder: Recorder) -> None:
     def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         result = plain(scheduler_output, num_scheduled_tokens)
         if recorder.is_idle:
-            recorder.rest()
+            recorder.pause()
         else:
             logits_indices, draft_metadata, _ = result
             batch = runner.input_batch
@@ -160,7 +160,7 @@ def _record_prepared_inputs_v2(runner: Any, recorder: Recorder) -> None:
     def prepare_inputs(*args: Any, **kwargs: Any) -> Any:
         batch = plain(*args, **kwargs)
         if recorder.is_idle:
-            recorder.rest()
+            recorder.pause()
         elif batch.num_draft_tokens or not recorder.repeat(batch.req_ids, batch.num_tokens):
             recorder.begin(
                 _scheduled(

@@ -1,4 +1,4 @@
-"""What tensor-parallel ranks, each with a part of every layer, tell each other."""
+"""Collectives between tensor-parallel ranks, each of which holds a part of every layer."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Ranks:
 
 
 class Exchange:
-    """What the ranks tell each other; what they do so every step works in buffers that are there before it.
+    """The collectives of a step; those of every step use buffers that are allocated in advance.
 
     Args:
-        ranks: who takes part.
+        ranks: the ranks that take part.
         max_rows: rows of a step, at most.
-        columns: what each rank gives of a row.
-        dtype: of what it gives.
-        device: where.
+        columns: values that each rank contributes to a row.
+        dtype: type of these values.
+        device: device of the buffers.
     """
 
     def __init__(self, ranks: Ranks, max_rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -67,7 +67,7 @@ class Exchange:
         counts = torch.from_numpy(np.diff(own.starts)).to(device)
         every_count = [each.cpu().numpy() for each in self._gather(counts)]
         longest = max(1, *(int(each.sum()) for each in every_count))
-        # Keys and values as they are, side by side, padded to the longest.
+        # Keys and values side by side, as raw bits, padded to the longest rank's.
         packed = np.zeros((2, longest), np.uint32)
         packed[0, : len(own.keys)], packed[1, : len(own.keys)] = own.keys, own.values.view(np.uint32)
         every = [each.cpu().numpy() for each in self._gather(torch.from_numpy(packed.view(np.int32)).to(device))]

@@ -87,7 +87,7 @@ class Record:
 
     def entries(self, rows: torch.Tensor) -> Entries:
         """Return the kept activations of rows (int64 [m] on the device) that :meth:`reduce` has just reduced."""
-        # In parts: the rows are copied, and that much memory nobody has set aside.
+        # In parts of bounded size, because the rows are copied.
         parts = torch.split(rows, max(1, _VALUES_AT_ONCE // self.layout.num_neurons))
         return Entries.concatenate([self._entries(part) for part in parts])
 

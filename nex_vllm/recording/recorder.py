@@ -113,7 +113,7 @@ class Recorder:
         for request_id in request_ids:
             self._requests.pop(request_id, None)
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Record nothing in the coming forward pass."""
         self._is_open = False
         if self._plan is not None:
@@ -159,7 +159,7 @@ class Recorder:
         elif all(part.num_rows == 1 for part in scheduled):
             plan.decoded = [part.request_id for part in scheduled]
         if not plan.num_rows:
-            self.rest()
+            self.pause()
             return
         asked = [self._requests[name].options for name in plan.spans]
         plan.wants_more = any(options.entries or options.token_stats for options in asked)
@@ -224,13 +224,13 @@ class Recorder:
             stats_first=stats_first,
         )
 
-    def _spans_of(self, spans: dict[str, tuple[int, int]], wish: str) -> tuple[dict[str, int], list[tuple[int, int]]]:
-        """Pick the spans of the requests that have a wish, and tell where each starts among their rows."""
+    def _spans_of(self, spans: dict[str, tuple[int, int]], option: str) -> tuple[dict[str, int], list[tuple[int, int]]]:
+        """Pick the spans of the requests with an option, and return where each one starts among their rows."""
         first: dict[str, int] = {}
         picked: list[tuple[int, int]] = []
         num_rows = 0
         for request_id, span in spans.items():
-            if getattr(self._requests[request_id].options, wish):
+            if getattr(self._requests[request_id].options, option):
                 first[request_id] = num_rows
                 picked.append(span)
                 num_rows += span[1]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 _IN_FLIGHT = 4
-"""Host buffers that take turns; asynchronous scheduling has two steps under way at most."""
+"""Host buffers used in turn; asynchronous scheduling has at most two steps under way."""
 
 
 class HostCopy:
@@ -25,7 +25,7 @@ class HostCopy:
         if self._done is None:
             return self._host
         self._done.synchronize()
-        # The pinned buffer is the next step's but three.
+        # The pinned buffer is used again four copies later.
         return self._host.copy()
 
 

@@ -78,7 +78,7 @@ def test_nothing_is_recorded_once_nobody_asks(recorder: Recorder) -> None:
     recorder.begin(*_batch(a=1, b=1))
     recorder.forget(["a", "b"])
     assert recorder.is_idle
-    recorder.rest()
+    recorder.pause()
     assert set(recorder.record.slots.tolist()) == {-1}
     assert recorder.finish(lambda rows: rows) is None
     assert not recorder.repeat(["a", "b"], 2)
