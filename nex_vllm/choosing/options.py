@@ -128,17 +128,24 @@ class CheckedRequest:
         options: what it asks for.
         row_tokens: the engine's tokens per row: the front end's output side sees requests, never the configuration.
         has_weights: whether the engine has weights.
+        hides_logprobs: whether log-probabilities are computed that the user did not ask for.
         unscored: why they are not used for this request; None where they are.
     """
 
     options: RequestOptions
     row_tokens: int
     has_weights: bool
+    hides_logprobs: bool = False
     unscored: str | None = None
 
     def mark(self, extra_args: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``extra_args`` with the mark that :func:`checked_request` finds."""
-        context = {"row_tokens": self.row_tokens, "has_weights": self.has_weights, "unscored": self.unscored}
+        context = {
+            "row_tokens": self.row_tokens,
+            "has_weights": self.has_weights,
+            "hides_logprobs": self.hides_logprobs,
+            "unscored": self.unscored,
+        }
         return {**extra_args, CHECKED: context}
 
 

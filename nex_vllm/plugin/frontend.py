@@ -21,6 +21,7 @@ from nex_vllm.choosing.checks import check_adapter, check_options, check_respons
 from nex_vllm.choosing.options import CheckedRequest, RequestOptions, checked_request, parse_options
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.activation import is_active, resolved_settings
+from nex_vllm.plugin.hidden_logprobs import ask_for_logprobs, hide_logprobs
 from nex_vllm.plugin.settings import ResolvedSettings
 from nex_vllm.records import OUTPUT_KEY
 
@@ -96,7 +97,13 @@ def _wrap_process_inputs() -> None:
             raise RefusedRequestError(str(error)) from None
         unscored = check_lora(options, settings) if request.lora_request is not None else None
         own = request.sampling_params
-        checked = CheckedRequest(options, settings.row_tokens, settings.weights is not None, unscored)
+        checked = CheckedRequest(
+            options,
+            settings.row_tokens,
+            settings.weights is not None,
+            hides_logprobs=options.wants_token_stats and ask_for_logprobs(own),
+            unscored=unscored,
+        )
         own.extra_args = checked.mark(own.extra_args)
         if options.response_start is not None:
             # A cached position is never computed, so it could not be recorded.
@@ -139,6 +146,8 @@ def _follow(state: Any, extra_args: dict[str, Any]) -> None:
         group = CandidateGroup(checked)
         setattr(owner, _GROUP, group)
     setattr(state, _GROUP, group)
+    if checked.hides_logprobs:
+        hide_logprobs(state)
     start = checked.options.response_start
     num_forced = None if start is None else state.prompt_len - start
     setattr(state, _FOLLOWED, group.follow(state.request_index, num_forced))

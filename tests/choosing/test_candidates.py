@@ -11,7 +11,7 @@ import pytest
 from nex_vllm.choosing.candidates import CHANGED_WEIGHTS, NEX_FAILED, CandidateGroup
 from nex_vllm.choosing.checks import ADAPTER
 from nex_vllm.choosing.options import CheckedRequest, RequestOptions
-from nex_vllm.records import RESPONSE_MASSES, TokenRecords
+from nex_vllm.records import NUM_STATISTICS, RESPONSE_MASSES, TokenRecords
 from tests.choosing.outputs import Completion, Output
 
 Token = tuple[float, float, float]
@@ -21,7 +21,7 @@ NO_NUMBER = (np.nan, np.nan, np.nan)
 
 
 def _group(*, has_weights: bool = True, unscored: str | None = None, **options: Any) -> CandidateGroup:
-    return CandidateGroup(CheckedRequest(RequestOptions(**options), 2, has_weights, unscored))
+    return CandidateGroup(CheckedRequest(RequestOptions(**options), 2, has_weights, unscored=unscored))
 
 
 def _masses(tokens: Sequence[Token]) -> bytes:
@@ -184,7 +184,9 @@ def test_statistics_of_tokens_choose_as_the_selector_says(selector: str, selecte
     group = _group(selector=selector)
     for index, stats in enumerate(([(2.0, -3.0), (1.0, -1.0), (1.0, -2.0)], [(0.5, -1.0)])):
         candidate = group.follow(index, None)
-        records = TokenRecords(np.array([GOOD] * len(stats)), stats=np.array(stats, np.float32))
+        columns = np.zeros((len(stats), NUM_STATISTICS), np.float32)
+        columns[:, :2] = stats
+        records = TokenRecords(np.array([GOOD] * len(stats)), stats=columns)
         candidate.add(records.pack(), len(stats))
         candidate.end("stop", list(range(len(stats))), "")
     assert _delivered(group).nex.selected == selected

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nex_vllm.choosing.row_builder import RowBuilder, add_up
-from nex_vllm.records import TokenRecords
+from nex_vllm.records import NUM_STATISTICS, TokenRecords
 
 
 def _records(num_tokens: int, rng: np.random.Generator, *, with_stats: bool = True) -> TokenRecords:
@@ -15,7 +15,7 @@ def _records(num_tokens: int, rng: np.random.Generator, *, with_stats: bool = Tr
     keys = np.concatenate([np.zeros(0, int), *(np.sort(rng.permutation(9)[:count]) for count in counts)])
     return TokenRecords(
         np.zeros((num_tokens, 3)),
-        rng.integers(1, 9, (num_tokens, 2)).astype(np.float32) if with_stats else None,
+        rng.integers(1, 9, (num_tokens, NUM_STATISTICS)).astype(np.float32) if with_stats else None,
         counts.astype(np.int64),
         keys.astype(np.uint32),
         rng.integers(1, 100, len(keys)).astype(np.float32),
@@ -59,7 +59,7 @@ def test_rows_do_not_depend_on_how_the_tokens_come(pieces: list[int]) -> None:
         found = dict(zip(rows.keys[within].tolist(), rows.masses[within].tolist(), strict=True))
         assert found == _expected(records, first, last)
         assert records.stats is not None
-        entropy, logprob = records.stats[first:last].mean(axis=0)
+        entropy, logprob = records.stats[first:last, :2].mean(axis=0)
         assert (rows.entropy[row], rows.logprob[row]) == pytest.approx((entropy, logprob))
 
 
