@@ -16,7 +16,7 @@ from nex_vllm.algorithm.scores import Masses
 from nex_vllm.choosing.options import CheckedRequest
 from nex_vllm.choosing.row_builder import RowBuilder
 from nex_vllm.choosing.selection import Candidate, Selection
-from nex_vllm.records import MASS_BYTES, RESPONSE_MASSES, TokenRecords
+from nex_vllm.records import ENTROPY, LOGPROB, MASS_BYTES, NUM_STATISTICS, RESPONSE_MASSES, TokenRecords
 
 logger = logging.getLogger("vllm.nex")
 
@@ -128,7 +128,7 @@ class FollowedCandidate:
     def trace(self, candidate: Candidate) -> CandidateTrace:
         """Return what selectors may look at; a candidate that lacks what the selector needs counts as failed."""
         needs = SELECTORS[self.group.options.selector or ""].needs
-        stats = np.concatenate(self._stats).astype(np.float64) if self._stats else np.zeros((0, 2))
+        stats = np.concatenate(self._stats).astype(np.float64) if self._stats else np.zeros((0, NUM_STATISTICS))
         has_stats = len(stats) == candidate.num_tokens > 0 and bool(np.isfinite(stats).all())
         lacks_stats = bool(needs & {"logprob", "entropy"}) and not has_stats
         lacks_score = "score" in needs and candidate.score is None
@@ -141,9 +141,9 @@ class FollowedCandidate:
             candidate.num_tokens,
             finish_reason,
             candidate.score,
-            mean_logprob=float(stats[:, 1].mean()),
+            mean_logprob=float(stats[:, LOGPROB].mean()),
             row_tokens=row_tokens,
-            row_entropy=np.add.reduceat(stats[:, 0], starts) / row_tokens,
+            row_entropy=np.add.reduceat(stats[:, ENTROPY], starts) / row_tokens,
         )
 
 
