@@ -37,7 +37,7 @@ def _edited(model: Path, folder: Path, **fields: Any) -> Path:
 
 def test_our_worker_and_scheduler_take_their_places(shipped_model: Path) -> None:
     config = _config(shipped_model, {})
-    assert config.parallel_config.worker_cls == "nex_vllm.plugin.worker.CPUWorker"
+    assert config.parallel_config.worker_cls == "nex_vllm.plugin.worker.recording:vllm:v1:worker:cpu_worker:CPUWorker"
     assert config.scheduler_config.scheduler_cls == "nex_vllm.plugin.scheduler.Scheduler"
     settings = NexSettings.from_config(config.additional_config["nex"])
     assert (settings.top_k, settings.row_tokens, settings.weights) == (2000, 32, None)
