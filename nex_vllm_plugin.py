@@ -22,7 +22,8 @@ def _fold_flags(args: argparse.Namespace) -> None:
     Into the parsed arguments themselves, because vLLM hands them to further processes that see them before plugins
     are loaded there.
     """
-    flags = {name: getattr(args, f"nex_{name}", None) for name in ("weights", "top_k", "row_tokens")}
+    names = ("weights", "top_k", "row_tokens", "accept_other_model", "allow_lora")
+    flags = {name: getattr(args, f"nex_{name}", None) for name in names}
     given = {name: value for name, value in flags.items() if value is not None}
     config = getattr(args, "additional_config", None) or {}
     if not isinstance(config, dict) or not (given or getattr(args, "nex_plugin", None) or CONFIG_KEY in config):
@@ -50,6 +51,19 @@ def _accept_flags(engine_args: Any) -> None:
         group.add_argument("--nex-weights", metavar="FILE", help="Neuron weights from `nex-vllm calibrate`.")
         group.add_argument("--nex-top-k", type=int, metavar="K", help="Neurons kept per token (default: the weights').")
         group.add_argument("--nex-row-tokens", type=int, metavar="W", help="Tokens per row (default: the weights').")
+        # None where they are not given, so that what stands in --additional-config counts.
+        group.add_argument(
+            "--nex-accept-other-model",
+            action="store_true",
+            default=None,
+            help="Take weights of another model of the same layers and widths, e.g. the base model's.",
+        )
+        group.add_argument(
+            "--nex-allow-lora",
+            action="store_true",
+            default=None,
+            help="Score requests with a LoRA adapter with the weights of the model without it.",
+        )
         return parser
 
     @functools.wraps(plain_from_cli_args)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import logging
+import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nex_vllm.algorithm.baselines import SELECTORS, CandidateTrace
+from nex_vllm.algorithm.baselines import FAILED_FINISH_REASONS, SELECTORS, CandidateTrace
 from nex_vllm.algorithm.scores import Masses
 from nex_vllm.choosing.options import CheckedRequest
 from nex_vllm.choosing.row_builder import RowBuilder
 from nex_vllm.choosing.selection import Candidate, Selection
-from nex_vllm.records import MASS_BYTES, RESPONSE_MASSES, TokenRecords
+from nex_vllm.records import ENTROPY, LOGPROB, MASS_BYTES, NUM_STATISTICS, RESPONSE_MASSES, TokenRecords
 
 logger = logging.getLogger("vllm.nex")
 
 FAILED = "error"
 """vLLM's finish reason of a request that failed; its servers answer 500 where it is the choice."""
+
+CHANGED_WEIGHTS = (
+    "The model's weights were changed after the engine started, and the neuron weights belong to the model as it was; "
+    "calibrate the new weights and start the engine with them."
+)
+NOBODY_TO_CHOOSE = "No candidate could be ranked: none ended by itself with everything recorded that {} needs."
+NEX_FAILED = "NEX failed on this request, and it was answered without scores; the server's log says why."
 
 
 class FollowedCandidate:
@@ -32,6 +40,7 @@ class FollowedCandidate:
         self.finish_reason: str | None = None
         self.token_ids: list[int] = []
         self.text = ""
+        self.unscored: str | None = None
         self._num_forced = num_forced
         self._num_recorded = 0
         self._masses = np.zeros(3)
@@ -68,53 +77,58 @@ class FollowedCandidate:
         self.token_ids = token_ids
         self.text = text
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the response."""
+        return len(self.token_ids) if self._num_forced is None else self._num_forced
+
     def result(self) -> Candidate:
-        """Return the candidate as the user sees it; score and masses are None where they could not be computed."""
+        """Return the candidate as the user sees it.
+
+        Score and masses are None where they could not be computed; ``unscored`` then says why. Call it once.
+        """
         records = TokenRecords.unpack(b"".join(self._packed_masses))
         self._packed_masses.clear()
         self._num_recorded += len(records)
         self._masses += records.masses.sum(axis=0)
-        expected = len(self.token_ids) if self._num_forced is None else self._num_forced
-        complete = self._num_recorded == expected
+        masses = Masses(*self._masses.tolist())
+        complete = self._num_recorded == self.num_tokens
         # Masses come with the last token, so an aborted response has none.
         if not complete and self.finish_reason != "abort":
-            logger.error(
-                "NEX recorded %d of %d tokens of candidate %d; it stays unscored.",
-                self._num_recorded,
-                expected,
-                self.index,
-            )
-        if not np.isfinite(self._masses).all():
+            self.unscored = f"NEX recorded {self._num_recorded} of {self.num_tokens} tokens of candidate {self.index}."
+            logger.error("%s It stays unscored.", self.unscored)
+        if not math.isfinite(masses.tot):
             # What the model computed is no text at all: like a request that vLLM itself could not finish.
             self.finish_reason, complete = FAILED, False
             logger.error(
                 "Candidate %d failed: a neuron's activation is not a finite number (their total is %g). "
                 "Look at the model's weights and its dtype.",
                 self.index,
-                self._masses[2],
+                masses.tot,
             )
-        masses = Masses(*self._masses.tolist())
-        scored = complete and self.group.has_weights
+        if complete and self.group.has_weights:
+            # The worker sends NaN for these two, and only these, once the model's weights have changed.
+            self.unscored = CHANGED_WEIGHTS if math.isnan(masses.abs) else self.group.unscored
+        scored = complete and self.group.has_weights and self.unscored is None
+        options = self.group.options
         return Candidate(
             index=self.index,
             score=masses.score if scored else None,
             pos_mass=masses.pos if scored else None,
             abs_mass=masses.abs if scored else None,
             tot_mass=masses.tot if complete else None,
-            num_tokens=expected,
+            num_tokens=self.num_tokens,
             finish_reason=self.finish_reason,
             text=self.text,
             token_ids=self.token_ids,
-            sums=self._rows.sums() if self._rows is not None and self.group.options.return_sums else None,
-            rows=self._rows.rows(str(self.index))
-            if self._rows is not None and self.group.options.return_rows
-            else None,
+            sums=self._rows.sums() if self._rows is not None and options.return_sums else None,
+            rows=self._rows.rows(str(self.index)) if self._rows is not None and options.return_rows else None,
         )
 
     def trace(self, candidate: Candidate) -> CandidateTrace:
         """Return what selectors may look at; a candidate that lacks what the selector needs counts as failed."""
         needs = SELECTORS[self.group.options.selector or ""].needs
-        stats = np.concatenate(self._stats).astype(np.float64) if self._stats else np.zeros((0, 2))
+        stats = np.concatenate(self._stats).astype(np.float64) if self._stats else np.zeros((0, NUM_STATISTICS))
         has_stats = len(stats) == candidate.num_tokens > 0 and bool(np.isfinite(stats).all())
         lacks_stats = bool(needs & {"logprob", "entropy"}) and not has_stats
         lacks_score = "score" in needs and candidate.score is None
@@ -127,9 +141,9 @@ class FollowedCandidate:
             candidate.num_tokens,
             finish_reason,
             candidate.score,
-            mean_logprob=float(stats[:, 1].mean()),
+            mean_logprob=float(stats[:, LOGPROB].mean()),
             row_tokens=row_tokens,
-            row_entropy=np.add.reduceat(stats[:, 0], starts) / row_tokens,
+            row_entropy=np.add.reduceat(stats[:, ENTROPY], starts) / row_tokens,
         )
 
 
@@ -140,6 +154,8 @@ class CandidateGroup:
         self.options = checked.options
         self.row_tokens = checked.row_tokens
         self.has_weights = checked.has_weights
+        self.unscored = checked.unscored
+        self.failed = False
         self._followed: dict[int, FollowedCandidate] = {}
 
     def follow(self, index: int, num_forced: int | None) -> FollowedCandidate:
@@ -151,18 +167,59 @@ class CandidateGroup:
         """Put the selection on vLLM's finished output and leave the outputs that were asked for."""
         followed = [self._followed[index] for index in sorted(self._followed)]
         candidates = [candidate.result() for candidate in followed]
+        unscored = next((each.unscored for each in followed if each.unscored is not None), None)
+        selected = None
+        if self.options.selector is not None:
+            traces = [each.trace(candidate) for each, candidate in zip(followed, candidates, strict=True)]
+            if any(trace.finished for trace in traces):
+                # `random` draws by the request's name, so that a request's choice can be repeated.
+                seed = zlib.crc32(output.request_id.encode())
+                selected = candidates[SELECTORS[self.options.selector].select(traces, seed=seed)].index
+            else:
+                unscored = unscored or NOBODY_TO_CHOOSE.format(self.options.selector)
         failed = {candidate.index for candidate in candidates if candidate.finish_reason == FAILED}
         for completion in output.outputs:
             if completion.index in failed:
                 completion.finish_reason = FAILED
-        selected = None
-        if self.options.selector is not None:
-            traces = [each.trace(candidate) for each, candidate in zip(followed, candidates, strict=True)]
-            # `random` draws by the request's name, so that a request's choice can be repeated.
-            seed = zlib.crc32(output.request_id.encode())
-            selected = candidates[SELECTORS[self.options.selector].select(traces, seed=seed)].index
-            if not self.options.return_all:
-                winner = next(each for each in output.outputs if each.index == selected)
-                winner.index = 0
-                output.outputs = [winner]
-        output.nex = Selection(selected, self.options.selector, candidates)
+        self._finish(output, Selection(selected, self.options.selector, candidates, unscored))
+
+    def fail(self, request_id: str) -> None:
+        """Give up on this request after an exception, and log it the first time."""
+        if not self.failed:
+            logger.exception("NEX failed on request %s; it is answered without scores.", request_id)
+        self.failed = True
+
+    def deliver_unscored(self, output: Any) -> None:
+        """Do what :meth:`deliver` does as far as it goes without records."""
+        ended = {index: each for index, each in self._followed.items() if each.finish_reason is not None}
+        # A candidate that was not followed to its end is as vLLM gives it.
+        plain = {each.index: each for each in output.outputs if each.index not in ended}
+        candidates = [
+            Candidate(
+                index=index,
+                score=None,
+                pos_mass=None,
+                abs_mass=None,
+                tot_mass=None,
+                num_tokens=len(each.token_ids),
+                finish_reason=each.finish_reason,
+                text=each.text,
+                token_ids=list(each.token_ids),
+            )
+            for index, each in sorted((ended | plain).items())
+        ]
+        self._finish(output, Selection(None, self.options.selector, candidates, NEX_FAILED))
+
+    def _finish(self, output: Any, selection: Selection) -> None:
+        if self.options.selector is not None and not self.options.return_all:
+            winner = _chosen_output(output.outputs, selection.selected)
+            winner.index = 0
+            output.outputs = [winner]
+        output.nex = selection
+
+
+def _chosen_output(outputs: Sequence[Any], selected: int | None) -> Any:
+    """Return the selected output; without a choice the first that ended by itself, or else the first."""
+    if selected is not None:
+        return next(each for each in outputs if each.index == selected)
+    return next((each for each in outputs if each.finish_reason not in FAILED_FINISH_REASONS), outputs[0])

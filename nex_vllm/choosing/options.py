@@ -129,12 +129,14 @@ class CheckedRequest:
         row_tokens: the engine's tokens per row: the front end's output side sees requests, never the configuration.
         has_weights: whether the engine has weights.
         hides_logprobs: whether log-probabilities are computed that the user did not ask for.
+        unscored: why they are not used for this request; None where they are.
     """
 
     options: RequestOptions
     row_tokens: int
     has_weights: bool
     hides_logprobs: bool = False
+    unscored: str | None = None
 
     def mark(self, extra_args: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``extra_args`` with the mark that :func:`checked_request` finds."""
@@ -142,6 +144,7 @@ class CheckedRequest:
             "row_tokens": self.row_tokens,
             "has_weights": self.has_weights,
             "hides_logprobs": self.hides_logprobs,
+            "unscored": self.unscored,
         }
         return {**extra_args, CHECKED: context}
 
@@ -149,8 +152,8 @@ class CheckedRequest:
 def checked_request(extra_args: Mapping[str, Any] | None) -> CheckedRequest | None:
     """Return what a checked request asks for; None for every other, whatever its ``extra_args`` say.
 
-    Worker and output side go by this alone: a request that reached the engine on a way that NEX does not know
-    is served as by plain vLLM, and cannot stop the engine with a value that nobody checked.
+    Worker and output side read this and nothing else. A request that reached the engine unchecked is served as by
+    plain vLLM, so a value that nobody checked cannot stop the engine.
     """
     if not extra_args or CHECKED not in extra_args:
         return None

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.choosing.selection import SparseSums
-from nex_vllm.records import TokenRecords
+from nex_vllm.records import ENTROPY, LOGPROB, NUM_STATISTICS, TokenRecords
 
 _Entries = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64]]
 
@@ -72,13 +72,14 @@ class RowBuilder:
         if self._num_pending:
             self._close_row()
         num_rows = len(self._rows)
-        stats = np.array(self._stats, dtype=np.float32) if self._stats else np.full((num_rows, 2), np.nan, np.float32)
+        unrecorded = np.full((num_rows, NUM_STATISTICS), np.nan)
+        stats = np.array(self._stats or unrecorded, dtype=np.float32)
         return ResponseRows(
             response=response,
             tokens=np.array(self._tokens, dtype=np.int32),
             indptr=np.concatenate([[0], np.cumsum([len(keys) for keys, _ in self._rows])]).astype(np.int64),
             keys=np.concatenate([np.zeros(0, np.uint32), *(keys for keys, _ in self._rows)]),
             masses=np.concatenate([np.zeros(0), *(values for _, values in self._rows)]).astype(np.float32),
-            entropy=stats[:, 0],
-            logprob=stats[:, 1],
+            entropy=stats[:, ENTROPY],
+            logprob=stats[:, LOGPROB],
         )

@@ -29,10 +29,10 @@ class Candidate:
 
     Attributes:
         index: its place among the n.
-        score: good-mass fraction ``pos_mass / abs_mass`` (eq. 14); None without weights, or where not every token was
-            recorded.
-        pos_mass: activation mass on good neurons (eq. 12); None without weights.
-        abs_mass: activation mass on good and bad neurons (eq. 13); None without weights.
+        score: good-mass fraction ``pos_mass / abs_mass`` (eq. 14); None without weights, where not every token was
+            recorded, and where the weights do not belong to the model that generated it.
+        pos_mass: activation mass on good neurons (eq. 12); None where the score is.
+        abs_mass: activation mass on good and bad neurons (eq. 13); None where the score is.
         tot_mass: activation mass on all kept neurons; None where not every token was recorded.
         num_tokens: tokens of the response, the end-of-sequence token included.
         finish_reason: vLLM's reason: ``stop``, ``length``, ``abort``, ``error``.
@@ -60,11 +60,15 @@ class Selection:
     """The choice among a request's candidates; ``RequestOutput.nex``.
 
     Attributes:
-        selected: index of the winner, None if no choice was asked for.
-        selector: name of the selector that chose, None if no choice was asked for.
+        selected: index of the winner; None if no choice was asked for or none could be made. Where one was asked for,
+            ``outputs`` is then the first candidate that ended by itself.
+        selector: name of the selector that was asked for, None if none was.
         candidates: all n, in order.
+        unscored: why no choice could be made, or why candidates of an engine with weights have no score; one sentence.
+            None where nothing went wrong.
     """
 
     selected: int | None
     selector: str | None
     candidates: list[Candidate]
+    unscored: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from nex_vllm.errors import InputError
 from nex_vllm.plugin.ledger_check import require_all
 from nex_vllm.plugin.settings import CONFIG_KEY, DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, NexSettings, ResolvedSettings
 from nex_vllm.storage.fingerprint import model_fingerprint
-from nex_vllm.storage.weights import check_fits, load_weights
+from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights
+
+logger = logging.getLogger("vllm.nex")
 
 SCHEDULER = "nex_vllm.plugin.scheduler.Scheduler"
 ASYNC_SCHEDULER = "nex_vllm.plugin.scheduler.AsyncScheduler"
@@ -169,28 +172,45 @@ def local_folder(config: Any) -> Path:
 
 def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
     """Check the weights file against the model, and take from it what was left open."""
-    if settings.weights is None:
-        return ResolvedSettings(
-            weights=None,
-            top_k=settings.top_k or DEFAULT_TOP_K,
-            row_tokens=settings.row_tokens or DEFAULT_ROW_TOKENS,
-            teacher_forced=settings.teacher_forced,
-        )
-    path = Path(settings.weights).absolute()
-    file = load_weights(path)
-    text = config.model_config.hf_text_config
+    file = path = None
+    if settings.weights is not None:
+        path = Path(settings.weights).absolute()
+        file = load_weights(path)
     resolved = ResolvedSettings(
-        weights=str(path),
-        top_k=settings.top_k or file.meta.top_k,
-        row_tokens=settings.row_tokens or file.meta.row_tokens,
+        weights=None if path is None else str(path),
+        top_k=settings.top_k or (DEFAULT_TOP_K if file is None else file.meta.top_k),
+        row_tokens=settings.row_tokens or (DEFAULT_ROW_TOKENS if file is None else file.meta.row_tokens),
         teacher_forced=settings.teacher_forced,
+        allow_lora=settings.allow_lora,
+        accept_other_model=settings.accept_other_model,
     )
+    if file is not None and path is not None:
+        _check_weights(file, path, resolved, config)
+    return resolved
+
+
+def _check_weights(file: WeightsFile, path: Path, settings: ResolvedSettings, config: Any) -> None:
+    """Refuse weights that do not fit the model, and say which of them only fit because the settings allow it."""
+    text = config.model_config.hf_text_config
+    fingerprint = model_fingerprint(local_folder(config))
     check_fits(
         file,
-        model_fingerprint=model_fingerprint(local_folder(config)),
+        model_fingerprint=fingerprint,
         num_layers=text.num_hidden_layers,
         intermediate_size=text.intermediate_size,
-        top_k=resolved.top_k,
+        top_k=settings.top_k,
         source=path,
+        accept_other_model=settings.accept_other_model,
     )
-    return resolved
+    if fingerprint != file.meta.model_fingerprint:
+        logger.warning(
+            "The weights %s were calibrated on %s (fingerprint %s), but %s (fingerprint %s) is served. They are used "
+            "because accept_other_model is set.",
+            path,
+            file.meta.model,
+            file.meta.model_fingerprint,
+            config.model_config.model,
+            fingerprint,
+        )
+    if settings.allow_lora and config.lora_config is not None:
+        logger.warning("Requests with a LoRA adapter are scored with the weights of the model without it (allow_lora).")

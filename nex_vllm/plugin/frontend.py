@@ -1,8 +1,13 @@
-"""The front end's three hooks: check a request, follow its candidates, choose among them."""
+"""The front end's hooks: check a request, follow its candidates, choose among them.
+
+All but the check run inside vLLM's output handler, where an exception would end the engine. So they catch what NEX
+itself raises, log it once with the request's id, and let the request be answered without scores.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -12,12 +17,15 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import RequestState
 
 from nex_vllm.choosing.candidates import CandidateGroup, FollowedCandidate
+from nex_vllm.choosing.checks import check_adapter, check_options, check_response_start
 from nex_vllm.choosing.options import CheckedRequest, RequestOptions, checked_request, parse_options
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.activation import is_active, resolved_settings
 from nex_vllm.plugin.hidden_logprobs import ask_for_logprobs, hide_logprobs
 from nex_vllm.plugin.settings import ResolvedSettings
 from nex_vllm.records import OUTPUT_KEY
+
+logger = logging.getLogger("vllm.nex")
 
 _FOLLOWED = "nex_followed"
 _GROUP = "nex_group"
@@ -47,44 +55,28 @@ def check_request(params: Any, settings: ResolvedSettings) -> RequestOptions | N
     try:
         options = parse_options(params.extra_args)
         if options is not None:
-            _check_options(options, params, settings)
+            check_options(
+                options,
+                n=params.n,
+                max_tokens=params.max_tokens,
+                has_weights=settings.weights is not None,
+                teacher_forced=settings.teacher_forced,
+            )
     except InputError as error:
         raise RefusedRequestError(str(error)) from None
     return options
 
 
-def _check_options(options: RequestOptions, params: Any, settings: ResolvedSettings) -> None:
-    if options.needs_weights and settings.weights is None:
-        raise InputError(
-            "nex_select needs neuron weights, but this engine was started without any; start it with "
-            '--nex-weights FILE (additional_config={"nex": {"weights": FILE}}).'
-        )
-    if options.response_start is None:
-        return
-    if not settings.teacher_forced:
-        raise InputError(
-            "nex_response_start needs an engine with room to record whole prompts; start it with "
-            'additional_config={"nex": {"teacher_forced": True}}.'
-        )
-    if params.n != 1 or params.max_tokens != 1:
-        raise InputError(
-            f"nex_response_start records one given response, but n is {params.n} and max_tokens is "
-            f"{params.max_tokens}; set both to 1."
-        )
-    if options.wants_token_stats:
-        raise InputError(
-            "Entropy and log-probability are recorded for sampled tokens only, not for a given response: "
-            "leave out nex_return_rows, and choose by nex, length, random or first."
-        )
+def check_lora(options: RequestOptions, settings: ResolvedSettings) -> str | None:
+    """Return why a request with a LoRA adapter stays unscored, None where it is scored.
 
-
-def _check_start(options: RequestOptions, num_prompt_tokens: int) -> None:
-    start = options.response_start
-    if start is not None and start >= num_prompt_tokens:
-        raise RefusedRequestError(
-            f"nex_response_start is {start}, but the prompt has {num_prompt_tokens} tokens in all; it must be "
-            "prompt + response, and the start the number of the prompt's own tokens."
-        )
+    Raises:
+        RefusedRequestError: for a choice by score, unless the settings allow it.
+    """
+    try:
+        return check_adapter(options, has_weights=settings.weights is not None, allow_lora=settings.allow_lora)
+    except InputError as error:
+        raise RefusedRequestError(str(error)) from None
 
 
 def _wrap_process_inputs() -> None:
@@ -99,10 +91,19 @@ def _wrap_process_inputs() -> None:
         request = plain(self, request_id, prompt, params, *args, **kwargs)
         if options is None:
             return request
-        _check_start(options, len(request.prompt_token_ids or ()))
+        try:
+            check_response_start(options, len(request.prompt_token_ids or ()))
+        except InputError as error:
+            raise RefusedRequestError(str(error)) from None
+        unscored = check_lora(options, settings) if request.lora_request is not None else None
         own = request.sampling_params
-        hides = options.wants_token_stats and ask_for_logprobs(own)
-        checked = CheckedRequest(options, settings.row_tokens, settings.weights is not None, hides_logprobs=hides)
+        checked = CheckedRequest(
+            options,
+            settings.row_tokens,
+            settings.weights is not None,
+            hides_logprobs=options.wants_token_stats and ask_for_logprobs(own),
+            unscored=unscored,
+        )
         own.extra_args = checked.mark(own.extra_args)
         if options.response_start is not None:
             # A cached position is never computed, so it could not be recorded.
@@ -123,22 +124,42 @@ def _wrap_from_new_request() -> None:
     def from_new_request(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         state = plain(cls, tokenizer, request, *args, **kwargs)
         params = request.sampling_params
-        checked = checked_request(params.extra_args) if params is not None else None
-        if checked is not None:
-            if checked.hides_logprobs:
-                hide_logprobs(state)
-            # Candidates of one request meet at vLLM's own parent object, never by a name that would have to be parsed.
-            owner = state if state.parent_req is None else state.parent_req
-            group = getattr(owner, _GROUP, None)
-            if group is None:
-                group = CandidateGroup(checked)
-                setattr(owner, _GROUP, group)
-            start = checked.options.response_start
-            num_forced = None if start is None else state.prompt_len - start
-            setattr(state, _FOLLOWED, group.follow(state.request_index, num_forced))
+        if params is not None and params.extra_args:
+            try:
+                _follow(state, params.extra_args)
+            except Exception:
+                _give_up(state)
         return state
 
     RequestState.from_new_request = classmethod(from_new_request)
+
+
+def _follow(state: Any, extra_args: dict[str, Any]) -> None:
+    """Take up one candidate of a request that asked for NEX; leave every other alone."""
+    checked = checked_request(extra_args)
+    if checked is None:
+        return
+    # Candidates of one request meet at vLLM's own parent object, never by a name that would have to be parsed.
+    owner = state if state.parent_req is None else state.parent_req
+    group = getattr(owner, _GROUP, None)
+    if group is None:
+        group = CandidateGroup(checked)
+        setattr(owner, _GROUP, group)
+    setattr(state, _GROUP, group)
+    if checked.hides_logprobs:
+        hide_logprobs(state)
+    start = checked.options.response_start
+    num_forced = None if start is None else state.prompt_len - start
+    setattr(state, _FOLLOWED, group.follow(state.request_index, num_forced))
+
+
+def _give_up(state: Any) -> None:
+    """Answer this request without scores, from an exception handler."""
+    group: CandidateGroup | None = getattr(state, _GROUP, None)
+    if group is None:
+        logger.exception("NEX failed on request %s; it is answered as by plain vLLM.", state.external_req_id)
+    else:
+        group.fail(state.external_req_id)
 
 
 def _wrap_make_request_output() -> None:
@@ -160,23 +181,39 @@ def _wrap_make_request_output() -> None:
             others = dict(kv_transfer_params)
             packed = others.pop(OUTPUT_KEY)
             kv_transfer_params = others or None
-        followed: FollowedCandidate | None = getattr(self, _FOLLOWED, None)
-        if followed is not None and packed is not None:
-            # A stop string has already cut the list; records past it belong to tokens that nobody gets.
-            followed.add(packed, len(new_token_ids))
-        if followed is not None and finish_reason is not None:
-            detokenizer = self.detokenizer
-            # `detokenize=False` leaves a detokenizer that has no text.
-            text = getattr(detokenizer, "output_text", "")
-            followed.end(str(finish_reason), list(detokenizer.output_token_ids), text)
+        group: CandidateGroup | None = getattr(self, _GROUP, None)
+        if group is not None and not group.failed:
+            try:
+                _note(self, packed, len(new_token_ids), finish_reason)
+            except Exception:
+                _give_up(self)
         output = plain(
             self, new_token_ids, pooling_output, finish_reason, stop_reason, kv_transfer_params, *args, **kwargs
         )
-        if followed is not None and output is not None and output.finished:
-            followed.group.deliver(output)
+        if group is not None and output is not None and output.finished:
+            if not group.failed:
+                try:
+                    group.deliver(output)
+                except Exception:
+                    _give_up(self)
+            if group.failed:
+                group.deliver_unscored(output)
         return output
 
     RequestState.make_request_output = make_request_output
+
+
+def _note(state: Any, packed: Any, num_tokens: int, finish_reason: Any) -> None:
+    """Note what one step brought for a candidate: its records, and how it ended if it did."""
+    followed: FollowedCandidate = getattr(state, _FOLLOWED)
+    if packed is not None:
+        # A stop string has already cut the list; records past it belong to tokens that nobody gets.
+        followed.add(packed, num_tokens)
+    if finish_reason is not None:
+        detokenizer = state.detokenizer
+        # `detokenize=False` leaves a detokenizer that has no text.
+        text = getattr(detokenizer, "output_text", "")
+        followed.end(str(finish_reason), list(detokenizer.output_token_ids), text)
 
 
 def _keep_selection_in_merged_outputs() -> None:

@@ -12,9 +12,10 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
+from nex_vllm.choosing.options import parse_options
 from nex_vllm.choosing.selection import Selection
 from nex_vllm.errors import InputError
-from nex_vllm.plugin.frontend import check_request
+from nex_vllm.plugin.frontend import check_lora, check_request
 from nex_vllm.plugin.settings import ResolvedSettings
 from nex_vllm.serving.fields import (
     nex_fields,
@@ -34,6 +35,8 @@ def install(settings: ResolvedSettings) -> None:
     _Requests.settings = settings
     for request_class in (ChatCompletionRequest, CompletionRequest):
         _accept_fields(request_class)
+    for serving_class in (OpenAIServingChat, OpenAIServingCompletion):
+        _check_adapters(serving_class)
     _wrap_chat_answer()
     _wrap_completion_answer()
     _wrap_chat_stream()
@@ -74,6 +77,22 @@ def _accept_fields(request_class: Any) -> None:
 
     request_class.to_sampling_params = to_sampling_params
     request_class.to_beam_search_params = to_beam_search_params
+
+
+def _check_adapters(serving_class: Any) -> None:
+    plain = serving_class._maybe_get_adapters
+
+    @functools.wraps(plain)
+    def _maybe_get_adapters(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        lora_request = plain(self, request, *args, **kwargs)
+        if lora_request is not None and isinstance(request, (ChatCompletionRequest, CompletionRequest)):
+            options = parse_options(_fields_of(request))
+            if options is not None:
+                # Here, before a stream's status 200 is on its way.
+                check_lora(options, _Requests.settings)
+        return lora_request
+
+    serving_class._maybe_get_adapters = _maybe_get_adapters
 
 
 def _complete(response: Any, metadata: Any, selections: list[Selection], fields: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ def _redirect(vllm: ModuleType) -> None:
 
 
 class _WatchForVllm(importlib.abc.MetaPathFinder):
-    """Finds ``vllm`` like everybody else, and redirects the name once the module has been executed."""
+    """Finds ``vllm`` as Python would, and redirects the name once the module has been executed."""
 
     def __init__(self) -> None:
         self._looking = False
@@ -63,6 +63,6 @@ class _RedirectingLoader(importlib.abc.Loader):
             module.__spec__.loader = self._plain
         self._plain.exec_module(module)
         _redirect(module)
-        # Only now: libraries look for vLLM's spec without importing it.
+        # Not earlier: libraries ask for vLLM's spec, to know whether it is installed, without importing it.
         if self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)

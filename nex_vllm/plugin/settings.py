@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from nex_vllm.errors import InputError
@@ -12,7 +12,7 @@ CONFIG_KEY = "nex"
 DEFAULT_TOP_K = 2000
 DEFAULT_ROW_TOKENS = 32
 
-_KNOWN = ("weights", "top_k", "row_tokens", "teacher_forced")
+_KNOWN = ("weights", "top_k", "row_tokens", "teacher_forced", "allow_lora", "accept_other_model")
 # Written by the plugin, not by users: set on a command line, and by the activation once the file has been read.
 _INTERNAL = ("from_command_line", "resolved")
 
@@ -27,6 +27,8 @@ class NexSettings:
         row_tokens: tokens per row, None to take it from the weights file.
         teacher_forced: the record has room for every token of a batch, so that the positions of a given response
             can be recorded in a prefill (`nex-vllm score`).
+        allow_lora: requests with a LoRA adapter are scored with the weights of the model without it.
+        accept_other_model: take weights that were calibrated on another model of the same layers and widths.
         from_command_line: unusable settings end in one sentence on stderr and exit status 2.
     """
 
@@ -34,6 +36,8 @@ class NexSettings:
     top_k: int | None = None
     row_tokens: int | None = None
     teacher_forced: bool = False
+    allow_lora: bool = False
+    accept_other_model: bool = False
     from_command_line: bool = False
 
     @classmethod
@@ -58,6 +62,8 @@ class NexSettings:
             top_k=_positive("top_k", config.get("top_k")),
             row_tokens=_positive("row_tokens", config.get("row_tokens")),
             teacher_forced=_flag("teacher_forced", config.get("teacher_forced", False)),
+            allow_lora=_flag("allow_lora", config.get("allow_lora", False)),
+            accept_other_model=_flag("accept_other_model", config.get("accept_other_model", False)),
             from_command_line=bool(config.get("from_command_line", False)),
         )
 
@@ -84,13 +90,17 @@ class ResolvedSettings:
         weights: absolute path of the weights file, None to record only.
         top_k: neurons kept per token.
         row_tokens: tokens per row.
-        teacher_forced: see :class:`NexSettings`.
+        teacher_forced: see :class:`NexSettings`, as for the next two.
+        allow_lora: see there.
+        accept_other_model: see there.
     """
 
     weights: str | None
     top_k: int
     row_tokens: int
     teacher_forced: bool
+    allow_lora: bool
+    accept_other_model: bool
 
     def to_config(self) -> dict[str, Any]:
         """Return what stands under ``additional_config["nex"]`` of an engine that NEX is on in."""
@@ -99,4 +109,4 @@ class ResolvedSettings:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ResolvedSettings:
         """Undo :meth:`to_config`."""
-        return cls(config["weights"], config["top_k"], config["row_tokens"], config["teacher_forced"])
+        return cls(**{field.name: config[field.name] for field in fields(cls)})

@@ -52,11 +52,14 @@ def selection_body(selections: Sequence[Selection], *, with_candidates: bool) ->
 
 
 def _selection_body(selection: Selection, *, with_candidates: bool) -> dict[str, Any]:
-    return {
+    body: dict[str, Any] = {
         "selected": selection.selected,
         "selector": selection.selector,
         "candidates": [_candidate_body(each, with_text=with_candidates) for each in selection.candidates],
     }
+    if selection.unscored is not None:
+        body["unscored"] = selection.unscored
+    return body
 
 
 def _candidate_body(candidate: Candidate, *, with_text: bool) -> dict[str, Any]:

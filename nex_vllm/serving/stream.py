@@ -25,8 +25,8 @@ async def with_selection(
     """
     sent = False
     async for event in events:
-        chunk = _parse(event)
-        if chunk is None or len(selections) < num_prompts:
+        chunk = _parse(event) if len(selections) == num_prompts else None
+        if chunk is None:
             yield event
             continue
         in_order = [selections[prompt] for prompt in range(num_prompts)]

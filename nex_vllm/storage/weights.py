@@ -100,6 +100,7 @@ def check_fits(
     top_k: int,
     row_tokens: int | None = None,
     source: StrPath = "the weights file",
+    accept_other_model: bool = False,
 ) -> None:
     """Refuse weights that were learned on another model or recorded in another way.
 
@@ -111,6 +112,7 @@ def check_fits(
         top_k: neurons kept per token while serving.
         row_tokens: tokens per row where rows are made; scoring makes none and passes None.
         source: what to call the file in the message.
+        accept_other_model: accept a differing fingerprint, where layers and widths fit.
 
     Raises:
         InputError: something differs; both values are named.
@@ -126,7 +128,7 @@ def check_fits(
                 f"{source} is for a model with {learned} {what} ({shown(meta.model)}), but the model being served "
                 f"has {served}; give the weights that were calibrated on this model"
             )
-    if meta.model_fingerprint != model_fingerprint:
+    if meta.model_fingerprint != model_fingerprint and not accept_other_model:
         raise InputError(
             f"{source} was calibrated on {shown(meta.model)} with fingerprint {shown(meta.model_fingerprint)}, but the "
             f"model being served has fingerprint {shown(model_fingerprint)}; calibrate on the model you serve"

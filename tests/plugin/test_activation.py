@@ -11,9 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from nex_vllm import InputError
+from nex_vllm.plugin import activation
+from nex_vllm.plugin.activation import resolved_settings
 from nex_vllm.plugin.settings import NexSettings
+from nex_vllm.storage.fingerprint import model_fingerprint
 
 
 def _config(model: Path, nex: Any, **options: Any) -> Any:
@@ -33,7 +37,7 @@ def _edited(model: Path, folder: Path, **fields: Any) -> Path:
 
 def test_our_worker_and_scheduler_take_their_places(shipped_model: Path) -> None:
     config = _config(shipped_model, {})
-    assert config.parallel_config.worker_cls == "nex_vllm.plugin.worker.CPUWorker"
+    assert config.parallel_config.worker_cls == "nex_vllm.plugin.worker.recording:vllm:v1:worker:cpu_worker:CPUWorker"
     assert config.scheduler_config.scheduler_cls == "nex_vllm.plugin.scheduler.Scheduler"
     settings = NexSettings.from_config(config.additional_config["nex"])
     assert (settings.top_k, settings.row_tokens, settings.weights) == (2000, 32, None)
@@ -53,6 +57,8 @@ def test_what_the_user_left_open_comes_from_the_weights(shipped_model: Path, shi
         ({"top_k": "many"}, ["top_k", "many"]),
         ("on", ["on", "mapping"]),
         ({"weights": "/nowhere/weights.safetensors"}, ["/nowhere/weights.safetensors"]),
+        ({"allow_lora": "yes"}, ["allow_lora", "yes", "true or false"]),
+        ({"accept_other_model": 1}, ["accept_other_model", "1", "true or false"]),
     ],
 )
 def test_wrong_settings_are_refused(nex: Any, words: list[str], shipped_model: Path) -> None:
@@ -68,6 +74,47 @@ def test_weights_of_another_model_are_refused_with_both_named(
         _config(random_model("qwen3"), {"weights": str(shipped_weights)})
     with pytest.raises(InputError, match=r"(?s)24.*2000|2000.*24"):
         _config(shipped_model, {"weights": str(shipped_weights), "top_k": 2000})
+
+
+@pytest.fixture
+def sibling(shipped_model: Path, tmp_path: Path) -> Path:
+    """Return a model of the shipped one's shape, trained a little further."""
+    folder = tmp_path / "sibling"
+    shutil.copytree(shipped_model, folder)
+    (weights,) = folder.glob("*.safetensors")
+    tensors = {name: tensor * 1.01 for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_siblings_weights_are_refused_unless_they_are_accepted(
+    sibling: Path, shipped_model: Path, shipped_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(activation.logger, "warning", lambda message, *values: warnings.append(message % values))
+    with pytest.raises(InputError, match="fingerprint"):
+        _config(sibling, {"weights": str(shipped_weights)})
+    settings = {"weights": str(shipped_weights), "accept_other_model": True}
+    config = _config(sibling, settings)
+    assert resolved_settings(config).weights == str(shipped_weights)
+    (warning,) = warnings
+    named = (sibling, shipped_model)
+    assert all(str(folder) in warning and model_fingerprint(folder) in warning for folder in named)
+    _config(shipped_model, settings)
+    assert len(warnings) == 1, "the weights' own model is no other model"
+
+
+def test_accepting_another_model_accepts_no_other_shape(shipped_weights: Path, random_model: Any) -> None:
+    with pytest.raises(InputError, match=r"4 layers.* 3"):
+        _config(random_model("qwen3"), {"weights": str(shipped_weights), "accept_other_model": True})
+
+
+def test_settings_of_an_engine_give_the_same_engine_again(shipped_model: Path, shipped_weights: Path) -> None:
+    nex = {"weights": str(shipped_weights), "allow_lora": True, "accept_other_model": True, "teacher_forced": True}
+    once = _config(shipped_model, nex).additional_config["nex"]
+    again = _config(shipped_model, once).additional_config["nex"]
+    assert once == again
+    assert once.items() >= nex.items()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +206,14 @@ def test_flags_and_additional_config_come_together_in_the_parsed_arguments(
     # In the arguments themselves, because vLLM hands these to further server processes.
     expected = {"other": 1, "nex": {"weights": "w", "from_command_line": True}}
     assert _parsed(shipped_model, *flags).additional_config == expected
+
+
+def test_a_flag_without_a_value_is_a_setting_where_it_is_given(shipped_model: Path) -> None:
+    given = _parsed(shipped_model, "--nex-accept-other-model", "--nex-allow-lora").additional_config["nex"]
+    assert given == {"accept_other_model": True, "allow_lora": True, "from_command_line": True}
+    config = '{"nex": {"allow_lora": true}}'
+    kept = _parsed(shipped_model, "--plugin", "nex", "--additional-config", config).additional_config["nex"]
+    assert kept == {"allow_lora": True, "from_command_line": True}
 
 
 def test_settings_that_are_no_mapping_end_the_command_with_a_sentence(

@@ -1,4 +1,4 @@
-"""An activation that is not a number fails its own request, and never wins."""
+"""What fails its own request alone: an activation that is not a number, an exception in one of our hooks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from nex_vllm import SamplingParams
 from nex_vllm.choosing import candidates
+from nex_vllm.choosing.candidates import CandidateGroup, FollowedCandidate
 from tests.plugin.models import save_random_model
 
 pytestmark = pytest.mark.engine
@@ -46,3 +47,48 @@ def test_a_poisoned_token_fails_its_request_and_no_other(
             assert (candidate.finish_reason == "error") == failed
             assert (candidate.tot_mass is None) == failed
     assert sum("not a finite number" in message for message in nex_log) == 2, "one line for each candidate"
+
+
+PLANTED = [
+    (CandidateGroup, "follow"),
+    (FollowedCandidate, "add"),
+    (FollowedCandidate, "end"),
+    (FollowedCandidate, "result"),
+    (CandidateGroup, "deliver"),
+]
+
+
+@pytest.mark.parametrize(("owner", "method"), PLANTED, ids=[method for _, method in PLANTED])
+def test_a_failing_hook_costs_one_request_its_scores_and_the_engine_nothing(
+    owner: Any,
+    method: str,
+    engine: Any,
+    shipped_model: Path,
+    shipped_weights: Path,
+    prompts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(candidates.logger, "exception", lambda message, *args: logged.append(message % args))
+    llm = engine(shipped_model, {"weights": str(shipped_weights), "teacher_forced": True})
+    params = SamplingParams(n=3, nex_select=True, max_tokens=8)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, method, fail)
+        failed = llm.generate(prompts[:2], params)
+    for output in failed:
+        (winner,) = output.outputs
+        assert winner.index == 0
+        assert output.nex.selected is None
+        assert output.nex.unscored == candidates.NEX_FAILED
+        assert [each.score for each in output.nex.candidates] == [None] * 3
+        assert all(each.num_tokens == len(each.token_ids) > 0 for each in output.nex.candidates)
+        assert winner.text == output.nex.candidates[0].text
+        assert sum(f"request {output.request_id};" in line for line in logged) == 1
+    assert len(logged) == 2
+    (scored,) = llm.generate(prompts[:1], params)
+    assert scored.nex.unscored is None
+    assert scored.nex.selected is not None
