@@ -524,7 +524,7 @@ LEDGER = (
         "read",
         "where candidates meet, which one this is, and what it has generated",
         until="per-request state for plugins in the output processor",
-        sets=("parent_req", "request_index", "prompt_len", "detokenizer", "logprobs_processor"),
+        sets=("parent_req", "request_index", "prompt_len", "external_req_id", "detokenizer", "logprobs_processor"),
     ),
     Entry(
         "tensor-parallel-group",
@@ -580,4 +580,24 @@ LEDGER = (
         until="a version number of the model's weights",
         parameters=("self",),
     ),
+    Entry(
+        "chat-adapter",
+        "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat._maybe_get_adapters",
+        "wrap",
+        "refuse a choice by score with a LoRA adapter before a stream's status 200",
+        until="request fields for plugins",
+        parameters=("self", "request"),
+    ),
+    Entry(
+        "completion-adapter",
+        "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion._maybe_get_adapters",
+        "wrap",
+        "refuse a choice by score with a LoRA adapter before a stream's status 200",
+        until="request fields for plugins",
+        parameters=("self", "request"),
+    ),
+    Entry(
+        "request-adapter", "vllm.v1.engine:EngineCoreRequest.lora_request", "read", "whether a request uses an adapter"
+    ),
+    Entry("lora-config", "vllm.config:VllmConfig.lora_config", "read", "whether requests may use adapters"),
 )
