@@ -16,7 +16,7 @@ from nex_vllm.engine.activation import resolved_settings
 from nex_vllm.engine.record import Record
 from nex_vllm.engine.recorder import PendingStep, Recorder, rows_needed
 from nex_vllm.engine.step import STEP_ATTRIBUTE
-from nex_vllm.storage.weights import load_weights
+from nex_vllm.storage import load_weights
 
 logger = init_logger("vllm.nex")
 

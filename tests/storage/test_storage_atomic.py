@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
+from storage_cases import assert_refused
 
 from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage import atomic_output, check_writable_output, write_atomically
@@ -105,37 +107,58 @@ def test_file_system_that_cannot_sync_directories_is_accepted(tmp_path: Path, mo
 def test_writable_output_passes_and_leaves_no_trace(tmp_path: Path) -> None:
     check_writable_output(tmp_path / "new")
     (tmp_path / "old").write_bytes(b"old")
-    check_writable_output(tmp_path / "old", force=True)
+    check_writable_output(tmp_path / "old", force=True, source=tmp_path / "elsewhere")
     assert (tmp_path / "old").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_existing_output_is_refused_without_force(tmp_path: Path) -> None:
-    (tmp_path / "old").touch()
-    with pytest.raises(InputError, match=r"old already exists.*--force"):
-        check_writable_output(tmp_path / "old")
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_directory_in_place_of_the_output_is_refused(tmp_path: Path, force: bool) -> None:
-    with pytest.raises(InputError, match=f"{tmp_path} is a directory"):
-        check_writable_output(tmp_path, force)
-
-
-def test_device_in_place_of_the_output_is_refused() -> None:
-    with pytest.raises(InputError, match="/dev/null exists and is not a regular file"):
-        check_writable_output("/dev/null", force=True)
-
-
-def test_missing_parent_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"directory .*nowhere of the output .* does not exist; create it"):
-        check_writable_output(tmp_path / "nowhere" / "out")
-
-
-def test_file_as_parent_is_refused(tmp_path: Path) -> None:
+def test_output_that_could_not_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file is a file, so the output .*file/out cannot"):
-        check_writable_output(tmp_path / "file" / "out")
+    assert_refused(
+        [
+            ("exists", partial(check_writable_output, tmp_path / "file"), "file already exists.*--force"),
+            ("directory", partial(check_writable_output, tmp_path), f"{tmp_path} is a directory"),
+            ("directory, force", partial(check_writable_output, tmp_path, True), f"{tmp_path} is a directory"),
+            ("device", partial(check_writable_output, "/dev/null", True), "/dev/null exists and is not a regular file"),
+            (
+                "no parent",
+                partial(check_writable_output, tmp_path / "nowhere" / "out"),
+                "directory .*nowhere of the output .* does not exist; create it",
+            ),
+            (
+                "parent is a file",
+                partial(check_writable_output, tmp_path / "file" / "out"),
+                "file is a file, so the output .*file/out cannot",
+            ),
+            ("-", partial(check_writable_output, Path("-")), "output is '-', expected the name of a file; nothing is"),
+            ("empty", partial(check_writable_output, ""), "the output is '', expected the name of a file"),
+        ]
+    )
+    assert not Path("-").exists()
+
+
+def test_output_inside_its_own_source_is_refused(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    (cache / "deep").mkdir(parents=True)
+    (cache / "meta.json").touch()
+    (tmp_path / "link").symlink_to(cache)
+    (tmp_path / "hard").hardlink_to(cache / "meta.json")
+    (tmp_path / "beside").mkdir()
+    cases = [
+        (cache / "meta.json", cache),
+        (cache / "rows-000001.parquet", cache),
+        (cache / "deep" / "out", cache),
+        (tmp_path / "link" / "out", cache),
+        (cache / "out", tmp_path / "link"),
+        (tmp_path / "beside" / ".." / "cache" / "out", cache),
+        (cache / "meta.json", cache / "meta.json"),
+        (tmp_path / "hard", cache / "meta.json"),
+    ]
+    assert_refused(
+        (case, partial(check_writable_output, case[0], True, case[1]), "is read; give a path outside of what is read")
+        for case in cases
+    )
+    check_writable_output(tmp_path / "cache.safetensors", source=cache)
 
 
 def test_parent_that_takes_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
