@@ -48,8 +48,12 @@ def encode_response(response: CachedResponse) -> bytes:
     return seal(asdict(response))
 
 
-def read_list(path: Path) -> Iterator[tuple[bytes, CachedResponse]]:
+def read_list(path: Path, sealed: bool = False) -> Iterator[tuple[bytes, CachedResponse]]:
     """Yield (line as it stands, response) for every whole line; a last line without its newline is a torn one.
+
+    Args:
+        path: the list.
+        sealed: every line must have its sha256.
 
     Raises:
         InputError: ``FILE:LINE`` of a line that is not a response, was changed, or whose id was there before.
@@ -62,7 +66,7 @@ def read_list(path: Path) -> Iterator[tuple[bytes, CachedResponse]]:
                     return
                 if line.strip():
                     where = f"{path}:{number}"
-                    response = decode_object(unseal(line, where), where, CachedResponse)
+                    response = decode_object(unseal(line, where, sealed)[0], where, CachedResponse)
                     if response.id in seen:
                         raise InputError(
                             f"{where}: response {abbreviate(response.id)} is listed twice; delete one line"
@@ -78,8 +82,11 @@ def write_cache_meta(directory: Path, meta: CacheMeta) -> None:
     write_atomically(directory / META_NAME, seal({"format": CACHE_FORMAT, **asdict(meta)}))
 
 
-def read_cache_meta(directory: Path) -> CacheMeta:
+def read_cache_meta(directory: Path) -> tuple[CacheMeta, bool]:
     """Read and check ``meta.json``; entries it has beyond the format's are ignored.
+
+    Returns:
+        Its content, and whether it is sealed: then our writer made the cache, and every line of its list is sealed too.
 
     Raises:
         InputError: no directory, no ``meta.json`` in it, or one that is foreign, changed, of a later version or
@@ -93,9 +100,10 @@ def read_cache_meta(directory: Path) -> CacheMeta:
     if not path.exists():
         raise InputError(f"{directory} is not an activation cache: it has no {META_NAME}; record one into it first")
     data = read_bounded(path, _MAX_META_BYTES, _WHAT)
-    found = decode_object(unseal(data, str(path)), str(path), dict[str, Any])
+    text, sealed = unseal(data, str(path))
+    found = decode_object(text, str(path), dict[str, Any])
     check_format(found.get("format"), CACHE_FORMAT, path, _WHAT)
-    return convert(found, CacheMeta, str(path))
+    return convert(found, CacheMeta, str(path)), sealed
 
 
 def check_continues(directory: Path, existing: CacheMeta, given: CacheMeta) -> None:

@@ -10,7 +10,7 @@ from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage.cache_format import LIST_NAME, META_NAME, CachedResponse, read_cache_meta, read_list
 from nex_vllm.storage.files import StrPath, abbreviate
 from nex_vllm.storage.metadata import CacheMeta
-from nex_vllm.storage.shards import ShardIndex, index_shard, read_shard, shard_paths
+from nex_vllm.storage.shards import ShardIndex, index_shard, parse_shard_name, read_shard, shard_paths
 
 
 class CacheReader:
@@ -40,10 +40,12 @@ class CacheReader:
 
     def __init__(self, directory: StrPath) -> None:
         self.directory = Path(directory)
-        self.meta: CacheMeta = read_cache_meta(self.directory)
+        meta, sealed = read_cache_meta(self.directory)
+        self.meta: CacheMeta = meta
         # The list before the shards: a run that adds meanwhile makes the shard first, so what is listed has its rows.
         path = self.directory / LIST_NAME
-        listed = {entry.id: len(entry.token_ids or ()) for _, entry in read_list(path)} if path.exists() else None
+        entries = read_list(path, sealed) if path.exists() else None
+        listed = None if entries is None else {entry.id: len(entry.token_ids or ()) for _, entry in entries}
         self.shards: list[ShardIndex] = [index_shard(path) for path in shard_paths(self.directory)]
         self._shard_of = _locate(self.shards, listed)
         self.num_listed: int | None = None if listed is None else len(listed)
@@ -111,7 +113,7 @@ def _locate(shards: list[ShardIndex], listed: dict[str, int] | None) -> dict[str
     for shard in shards:
         for response in shard.num_tokens:
             if listed is None or response in listed:
-                if response in found and not shard.has_digest:
+                if response in found and parse_shard_name(shard.path)[1] is None:
                     raise InputError(
                         f"{shard.path}: response {abbreviate(response)} is in {found[response].path.name} too; delete "
                         "one of the two"

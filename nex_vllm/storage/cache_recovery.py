@@ -10,7 +10,7 @@ from nex_vllm.storage.atomic import TEMPORARY_SUFFIX, atomic_output, sync_direct
 from nex_vllm.storage.cache_format import LIST_NAME, META_NAME, check_continues, read_list, write_cache_meta
 from nex_vllm.storage.cache_reader import CacheReader
 from nex_vllm.storage.metadata import CacheMeta
-from nex_vllm.storage.shards import shard_number
+from nex_vllm.storage.shards import parse_shard_name
 
 LOCK_NAME = ".lock"
 _ASIDE = "orphaned-"
@@ -67,7 +67,7 @@ def _create(directory: Path, meta: CacheMeta) -> None:
 def _set_unlisted_shards_aside(cache: CacheReader) -> list[str]:
     unlisted = [shard.path for shard in cache.shards if cache.finished.isdisjoint(shard.num_tokens)]
     # A commit that is tried again after a full disk may leave two files, of the same number.
-    if len({shard_number(path) for path in unlisted}) > 1:
+    if len({parse_shard_name(path)[0] for path in unlisted}) > 1:
         raise InputError(
             f"the cache {cache.directory} has {len(unlisted)} shards ({unlisted[0].name} and others) none of whose "
             f"responses is in {LIST_NAME}, and a killed run leaves at most one: put the list back, or record into "

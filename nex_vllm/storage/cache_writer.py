@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from filelock import FileLock, Timeout
 
@@ -19,7 +18,7 @@ from nex_vllm.storage.convert import convert
 from nex_vllm.storage.files import StrPath, abbreviate, error_reason
 from nex_vllm.storage.metadata import CacheMeta
 from nex_vllm.storage.prompts import MAX_LINE_BYTES
-from nex_vllm.storage.shards import shard_number, write_shard
+from nex_vllm.storage.shards import parse_shard_name, write_shard
 
 COMMIT_RESPONSES = 64
 COMMIT_BYTES = 32 << 20
@@ -36,7 +35,7 @@ class _Batch:
     pending_bytes: int = 0
 
 
-class CacheWriter:
+class CacheWriter(AbstractContextManager["CacheWriter", None]):
     """Create or continue a cache and add finished responses to it.
 
     Responses gather in memory and are committed together: 64 of them, 32 MiB, or whatever there is when a response
@@ -112,12 +111,15 @@ class CacheWriter:
         """
         batch = self._batch
         if batch.pending:
-            shard = write_shard(self.directory, batch.shard_number, (rows for _, rows in batch.pending.values()))
-            for earlier in self.directory.glob(f"rows-{batch.shard_number:06d}-*.parquet"):
-                if earlier != shard:
-                    earlier.unlink()  # of a try that failed; the new file has its rows too
+            shard = write_shard(self.directory, batch.shard_number, [rows for _, rows in batch.pending.values()])
             lines = b"".join(line for line, _ in batch.pending.values())
-            self._append_to_list(batch.list_start, lines)
+            try:
+                for earlier in self.directory.glob(f"rows-{batch.shard_number:06d}-*.parquet"):
+                    if earlier != shard:
+                        earlier.unlink()  # of a try that failed; the new file has its rows too
+                self._append_to_list(batch.list_start, lines)
+            except OSError as error:
+                raise _failed(self.directory, error) from error
             self._finished.update(batch.pending)
             # One assignment is the whole step: after a failure, or a Ctrl-C, anywhere before it, the next try writes
             # the same shard and the same stretch of the list again, so that nothing is there twice.
@@ -132,12 +134,7 @@ class CacheWriter:
             finally:
                 self._lock.release()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close, after a failure too: what was added is finished all the same."""
         self.close()
 
@@ -164,18 +161,14 @@ class CacheWriter:
         return line
 
     def _append_to_list(self, start: int, lines: bytes) -> None:
-        path = self.directory / LIST_NAME
-        try:
-            # Unbuffered: after a full disk a buffer would try once more on closing, behind our back.
-            with path.open("r+b", buffering=0) as handle:
-                handle.truncate(start)
-                handle.seek(start)
-                rest = memoryview(lines)
-                while rest:
-                    rest = rest[handle.write(rest) :]
-                os.fsync(handle.fileno())
-        except OSError as error:
-            raise _failed(path, error) from error
+        # Unbuffered: after a full disk a buffer would try once more on closing, behind our back.
+        with (self.directory / LIST_NAME).open("r+b", buffering=0) as handle:
+            handle.truncate(start)
+            handle.seek(start)
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[handle.write(rest) :]
+            os.fsync(handle.fileno())
 
 
 def _make_directory(directory: Path) -> None:
@@ -208,8 +201,7 @@ def _locked(directory: Path) -> FileLock:
 
 
 def _next_shard_number(directory: Path) -> int:
-    numbers = (shard_number(path) for path in directory.glob("*rows-*.parquet"))
-    return max((number + 1 for number in numbers if number is not None), default=0)
+    return max((parse_shard_name(path)[0] + 1 for path in directory.glob("*rows-*.parquet")), default=0)
 
 
 def _failed(path: Path, error: OSError) -> NexError:

@@ -22,20 +22,9 @@ from nex_vllm.storage.files import (
 _SCHEME = b"nex-model-fingerprint/1\0"
 
 ARCHITECTURE_FIELDS = (
-    "architectures",
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "hidden_act",
-    "hidden_activation",
-    "mlp_bias",
-    "tie_word_embeddings",
-    "quantization_config",
+    *("architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "vocab_size", "hidden_act", "hidden_activation", "mlp_bias"),
+    *("tie_word_embeddings", "quantization_config"),
 )
 """Fields of config.json that are covered, at the top and inside ``text_config``."""
 

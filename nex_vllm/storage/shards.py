@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -42,8 +42,7 @@ SCHEMA = pa.schema(
 
 _NULLABLE = {"entropy", "logprob"}
 _REMEDY = "delete this file and record again to replace its responses"
-_GROUP_ENTRIES = 1 << 20  # close a row group at 8 MiB of keys and masses ...
-_MAX_GROUP_ENTRIES = 1 << 24  # ... and cut a single response in two at 128 MiB
+_GROUP_ENTRIES = 1 << 20  # of a row group: 8 MiB of keys and masses
 _BATCH_ROWS = 128  # rows decoded at a time: two million entries of a usual model
 _INDEX_BATCH_ROWS = 1 << 16
 _READ_OPTIONS: dict[str, Any] = {
@@ -67,54 +66,56 @@ class ShardIndex:
     path: Path
     num_tokens: dict[str, int]
 
-    @property
-    def has_digest(self) -> bool:
-        """Whether the name states what the bytes must be: a shard of our writer."""
-        return stated_digest(self.path) is not None
-
 
 def shard_paths(directory: Path) -> list[Path]:
     """Return the shards of a cache in the order in which they were written."""
     return sorted(directory.glob("rows-*.parquet"))
 
 
-def shard_number(path: Path) -> int | None:
-    """Return the number in a shard's name, set aside or not; None where the name is another program's."""
+def parse_shard_name(path: Path) -> tuple[int, str | None]:
+    """Return a shard's number (-1 where another program named it) and the SHA-256 in its name, if there is one."""
     found = _NAME.fullmatch(path.name)
-    return int(found[1]) if found else None
+    return (int(found[1]), found[2]) if found else (-1, None)
 
 
-def stated_digest(path: Path) -> str | None:
-    """Return the SHA-256 in a shard's name, None where there is none."""
-    found = _NAME.fullmatch(path.name)
-    return found[2] if found else None
-
-
-def write_shard(directory: Path, number: int, responses: Iterable[ResponseRows]) -> Path:
+def write_shard(directory: Path, number: int, responses: list[ResponseRows]) -> Path:
     """Write the rows of some responses, whole or not at all; NaN entropies and log-probabilities become null.
 
     Keys are stored as differences and masses byte by byte, which halves the size and costs less time than it
     saves in compression. The file is built in memory, where its responses are already, since its name needs its bytes.
     """
+    offsets = np.cumsum([0, *(len(rows.keys) for rows in responses)])
+    indptr = [rows.indptr[1:] + offset for rows, offset in zip(responses, offsets, strict=False)]
+    # A list column has 32 bit offsets; two billion entries are not what models give in two seconds.
+    list_offsets = pa.array(np.concatenate([[0], *indptr]), pa.int32())
+
+    def joined(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(rows, name) for rows in responses])
+
+    table = pa.table(
+        [
+            pa.array([rows.response for rows in responses for _ in range(rows.num_rows)], pa.string()),
+            np.concatenate([np.arange(rows.num_rows, dtype=np.int32) for rows in responses]),
+            joined("tokens"),
+            pa.ListArray.from_arrays(list_offsets, joined("keys")),
+            pa.ListArray.from_arrays(list_offsets, joined("masses")),
+            pa.array(joined("entropy"), from_pandas=True),
+            pa.array(joined("logprob"), from_pandas=True),
+        ],
+        schema=SCHEMA,
+    )
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
+    pq.write_table(
+        table,
         sink,
-        SCHEMA,
+        row_group_size=max(1, len(table) * _GROUP_ENTRIES // max(1, int(offsets[-1]))),
         compression="zstd",
         use_dictionary=["response"],
         column_encoding={"keys.list.element": "DELTA_BINARY_PACKED", "masses.list.element": "BYTE_STREAM_SPLIT"},
         write_statistics=False,
         store_schema=False,  # Parquet's own types say it all; a second description could only disagree
         write_page_checksum=True,
-    ) as writer:
-        group: list[ResponseRows] = []
-        for rows in responses:
-            group.append(rows)
-            if sum(len(member.keys) for member in group) >= _GROUP_ENTRIES:
-                _write_group(writer, group)
-                group = []
-        if group:
-            _write_group(writer, group)
+    )
     data = sink.getvalue()
     path = directory / f"rows-{number:06d}-{hashlib.sha256(data).hexdigest()}.parquet"
     write_atomically(path, data)
@@ -130,7 +131,7 @@ def index_shard(path: Path) -> ShardIndex:
     """
     require_regular_file(path, "a shard of an activation cache")
     with _errors_named(path), path.open("rb") as handle:
-        digest = stated_digest(path)
+        _, digest = parse_shard_name(path)
         if digest is not None and hashlib.file_digest(handle, "sha256").hexdigest() != digest:
             raise InputError(
                 f"{path} was changed or damaged after it was written (its sha256 is not the one in its name); {_REMEDY}"
@@ -155,34 +156,6 @@ def read_shard(index: ShardIndex, bounds: RowBounds, wanted: Collection[str]) ->
         for response, group in groupby(pieces, key=itemgetter(0)):
             if response in wanted:
                 yield _checked_rows(index.path, response, [rows for _, rows in group], bounds)
-
-
-def _write_group(writer: Any, group: list[ResponseRows]) -> None:
-    offsets = np.cumsum([0, *(len(rows.keys) for rows in group)])
-    indptr = np.concatenate([[0], *(rows.indptr[1:] + offset for rows, offset in zip(group, offsets, strict=False))])
-    # A list column has 32 bit offsets; a single response of 2 billion entries is not one that a model gave.
-    list_offsets = pa.array(indptr, pa.int32())
-    counts = [rows.num_rows for rows in group]
-
-    def joined(name: str) -> npt.NDArray[Any]:
-        return np.concatenate([getattr(rows, name) for rows in group])
-
-    table = pa.table(
-        [
-            pa.DictionaryArray.from_arrays(
-                np.repeat(np.arange(len(group), dtype=np.int32), counts), [rows.response for rows in group]
-            ).cast(pa.string()),
-            np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
-            joined("tokens"),
-            pa.ListArray.from_arrays(list_offsets, joined("keys")),
-            pa.ListArray.from_arrays(list_offsets, joined("masses")),
-            pa.array(joined("entropy"), from_pandas=True),
-            pa.array(joined("logprob"), from_pandas=True),
-        ],
-        schema=SCHEMA,
-    )
-    pieces = -(-int(offsets[-1]) // _MAX_GROUP_ENTRIES)
-    writer.write_table(table, row_group_size=-(-len(table) // max(pieces, 1)))
 
 
 def _response_pieces(path: Path, handle: BinaryIO, columns: list[str], batch_rows: int) -> Iterator[tuple[str, Any]]:

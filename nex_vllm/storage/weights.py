@@ -161,17 +161,12 @@ def _check_tensors(path: StrPath, file: Any, meta: WeightsMeta) -> None:
     if names != ["keys", "weights"]:
         raise InputError(f"{path} holds the tensors {abbreviate(names)}, expected 'keys' and 'weights'")
     parts = [file.get_slice(name) for name in names]
-    found = [(part.get_dtype(), list(part.get_shape())) for part in parts]
-    num_weights = (found[0][1] or [0])[0]
-    if found != [("U32", [num_weights]), ("F32", [num_weights])]:
+    (key_type, key_shape), (type_, shape) = ((part.get_dtype(), list(part.get_shape())) for part in parts)
+    most = meta.num_layers * meta.intermediate_size
+    if (key_type, type_) != ("U32", "F32") or key_shape != shape or len(shape) != 1 or shape[0] > most:
         raise InputError(
-            f"{path}: keys are {found[0][0]} {found[0][1]} and weights {found[1][0]} {found[1][1]}, expected U32 [m] "
-            "and F32 [m]; calibrate again"
-        )
-    if num_weights > meta.num_layers * meta.intermediate_size:
-        raise InputError(
-            f"{path} has {num_weights} weights for a model of {meta.num_layers} layers of {meta.intermediate_size} "
-            "units, which has fewer neurons; calibrate again"
+            f"{path}: keys are {key_type} {key_shape} and weights {type_} {shape}, expected U32 [m] and F32 [m] with m "
+            f"up to {most}, the neurons of the model; calibrate again"
         )
 
 

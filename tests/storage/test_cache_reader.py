@@ -90,14 +90,11 @@ def test_files_are_what_the_contract_says_and_plain_pyarrow_reads_them(tmp_path:
     assert set().union(*lines) == {"id", "prompt", "messages", "text", "token_ids", "finish_reason", "sha256"}
 
 
-@pytest.mark.parametrize(
-    ("group", "largest", "batch"), [(1, 50, 1), (100, 100, 2), (1000, 60, 3), (1 << 20, 1 << 24, 5)]
-)
+@pytest.mark.parametrize(("group", "batch"), [(1, 1), (100, 2), (1000, 3), (1 << 20, 5)])
 def test_layout_of_row_groups_and_batches_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int, largest: int, batch: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int, batch: int
 ) -> None:
     monkeypatch.setattr(shards, "_GROUP_ENTRIES", group)
-    monkeypatch.setattr(shards, "_MAX_GROUP_ENTRIES", largest)
     monkeypatch.setattr(shards, "_BATCH_ROWS", batch)
     monkeypatch.setattr(shards, "_INDEX_BATCH_ROWS", batch)
     write_cache(tmp_path / "c", *NAMES)

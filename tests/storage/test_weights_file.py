@@ -147,7 +147,10 @@ def test_tensors_of_another_shape_or_kind_are_refused(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"keys": KEYS, "weights": WEIGHTS[:-1]}, r"keys are U32 \[5\] and weights F32 \[4\], expected U32 \[m\]"),
         ({"keys": KEYS.reshape(5, 1), "weights": WEIGHTS}, r"keys are U32 \[5, 1\]"),
-        ({"keys": np.array(3, np.uint32), "weights": np.array(1, np.float32)}, r"keys are U32 \[\] and weights F32 \[\]"),
+        (
+            {"keys": np.array(3, np.uint32), "weights": np.array(1, np.float32)},
+            r"keys are U32 \[\] and weights F32 \[\]",
+        ),
         ({"keys": KEYS.astype(np.int64), "weights": WEIGHTS}, r"keys are I64 \[5\]"),
         ({"keys": KEYS, "weights": WEIGHTS.astype(np.float64)}, r"weights F64 \[5\]"),
         ({"keys": KEYS}, r"holds the tensors \['keys'\], expected 'keys' and 'weights'"),
@@ -172,7 +175,7 @@ def test_metadata_that_breaks_the_format_is_refused(tmp_path: Path) -> None:
         ({"rho": "high"}, "`rho`: expected `float`, got `str`"),
         ({"rho": "nan"}, "`rho`: expected `float` > 0.0"),
         ({"rho": "1"}, "`rho`: expected `float` < 1.0"),
-        ({"num_layers": "1", "intermediate_size": "4"}, "has 5 weights for a model of 1 layers of 4 units"),
+        ({"num_layers": "1", "intermediate_size": "4"}, "expected U32 .m. and F32 .m. with m up to 4"),
         ({"sha256": "0" * 64}, "was changed or damaged after it was written"),
     ]
     assert_refused(_refused(_write(tmp_path / "w", **changes), words) for changes, words in cases)
