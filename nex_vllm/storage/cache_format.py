@@ -28,11 +28,11 @@ class CachedResponse:
 
     Attributes:
         id: unique in the cache, not empty.
-        text: the response's text, None where a foreign cache does not have it.
-        token_ids: the response's tokens, one per recorded position; None or empty where a foreign cache lacks them.
+        text: the response's text; this and the others are None where a foreign cache lacks them.
+        token_ids: the response's tokens, one per recorded position.
         finish_reason: as vLLM gave it (``stop``, ``length``).
-        prompt: the prompt where it was text.
-        messages: the prompt where it was a chat.
+        prompt: the prompt where it was text, None otherwise.
+        messages: the prompt where it was a chat, None otherwise.
     """
 
     id: Text
@@ -51,12 +51,9 @@ def encode_response(response: CachedResponse) -> bytes:
 def read_list(path: Path, sealed: bool = False) -> Iterator[tuple[bytes, CachedResponse]]:
     """Yield (line as it stands, response) for every whole line; a last line without its newline is a torn one.
 
-    Args:
-        path: the list.
-        sealed: every line must have its sha256.
-
     Raises:
-        InputError: ``FILE:LINE`` of a line that is not a response, was changed, or whose id was there before.
+        InputError: ``FILE:LINE`` of a line that is not a response, was changed, has no sha256 though the list is
+            ``sealed``, or whose id was there before.
     """
     seen: set[str] = set()
     try:
@@ -83,10 +80,7 @@ def write_cache_meta(directory: Path, meta: CacheMeta) -> None:
 
 
 def read_cache_meta(directory: Path) -> tuple[CacheMeta, bool]:
-    """Read and check ``meta.json``; entries it has beyond the format's are ignored.
-
-    Returns:
-        Its content, and whether it is sealed: then our writer made the cache, and every line of its list is sealed too.
+    """Return ``meta.json``, and whether it is sealed: then our writer made the cache, and all of its list is sealed.
 
     Raises:
         InputError: no directory, no ``meta.json`` in it, or one that is foreign, changed, of a later version or

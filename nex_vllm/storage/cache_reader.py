@@ -14,17 +14,16 @@ from nex_vllm.storage.shards import ShardIndex, index_shard, parse_shard_name, r
 
 
 class CacheReader:
-    """The finished responses of a cache, as they were when it was opened.
+    """The finished responses of a cache, as they were when it was opened, also while a run adds to it.
 
     A response counts when it is listed in ``responses.jsonl`` and all its rows are there; what a killed run left beside
-    them is passed over. A cache from elsewhere that has no ``responses.jsonl`` at all counts every response of its
-    shards, without texts (our writer makes that file before anything else). A cache can be read while a run adds to it.
+    them is passed over. A cache from elsewhere that has no ``responses.jsonl`` counts every response of its shards.
 
     No kill leaves a response that is listed but has no rows: its shard was deleted or moved. Such responses are in
     ``missing`` and nowhere else; :meth:`check_complete` refuses a cache that has any.
 
-    Opening reads the list, checks every shard against the digest in its name, and reads its small columns, so that a
-    damaged shard is found before long work; memory stays bounded by the ids, one response, and one batch of rows.
+    Opening reads the list, checks every shard against the digest in its name, and reads its small columns: a damaged
+    shard is found before long work. Memory is bounded by the ids, one response, and one batch of rows.
 
     Attributes:
         directory: the cache.
@@ -102,12 +101,9 @@ class CacheReader:
 def _locate(shards: list[ShardIndex], listed: dict[str, int] | None) -> dict[str, ShardIndex]:
     """Return the shard of each response that counts; ``listed`` maps ids to their token counts, 0 where unknown.
 
-    A run that is killed between a shard and its lines leaves rows that do not count, and the next run records those
-    responses again: of two shards of ours the later one has the rows that belong to the list.
-
-    Raises:
-        InputError: a response is in two shards of another program, or has rows for another number of tokens than its
-            entry in the list.
+    A kill between a shard and its lines leaves rows that do not count, and the next run records those responses again:
+    of two shards of ours the later one counts. Raises `InputError` where both are another program's, or where a
+    response has rows for another number of tokens than its line.
     """
     found: dict[str, ShardIndex] = {}
     for shard in shards:

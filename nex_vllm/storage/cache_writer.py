@@ -41,13 +41,10 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
     Responses gather in memory and are committed together: 64 of them, 32 MiB, or whatever there is when a response
     comes more than two seconds after the last commit. A caller that then waits long for the next calls :meth:`flush`.
 
-    A commit, and why a kill or a power cut at any instant leaves a readable cache:
-
-    1. The shard is written under a hidden name, forced to disk, and renamed. Until then no reader looks at it.
-    2. The lines are appended to ``responses.jsonl`` and forced to disk. Until its line is whole, a response does not
-       count; rows without a line are passed over by readers. A line that is torn is the last and has no newline.
-
-    So whatever is listed has its rows on disk, and a response counts once or not at all.
+    Why a kill or a power cut at any instant leaves a readable cache: first the shard is written under a hidden name,
+    forced to disk, and renamed; then the lines are appended to ``responses.jsonl`` and forced to disk. Until its line
+    is whole a response does not count, and readers pass over its rows; a torn line is the last and has no newline. So
+    whatever is listed has its rows on disk, and a response counts once or not at all.
 
     Args:
         directory: of the cache; made where it is missing (its parent must exist).
@@ -65,7 +62,6 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
         convert(asdict(meta), CacheMeta, "the cache to be written")
         self.directory = Path(directory)
         self.meta = meta
-        _make_directory(self.directory)
         self._lock = _locked(self.directory)
         try:
             finished, self.notices = create_or_recover(self.directory, meta)
@@ -104,11 +100,7 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
             self.flush()
 
     def flush(self) -> None:
-        """Commit what has gathered; when it returns, everything added so far survives a power cut.
-
-        Raises:
-            NexError: writing failed; nothing that was finished is lost, and it can be called again.
-        """
+        """Commit what has gathered, so that it survives a power cut; after a `NexError` it can be called again."""
         batch = self._batch
         if batch.pending:
             shard = write_shard(self.directory, batch.shard_number, [rows for _, rows in batch.pending.values()])
@@ -171,31 +163,23 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
             os.fsync(handle.fileno())
 
 
-def _make_directory(directory: Path) -> None:
+def _locked(directory: Path) -> FileLock:
+    """Make the directory if it is missing and take its lock, which the kernel lets go when the process dies."""
     try:
         directory.mkdir(exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"{directory} is a file, expected the directory of an activation cache") from None
-    except FileNotFoundError:
-        raise InputError(f"the directory {directory.parent} does not exist; create it first") from None
-    except OSError as error:
-        raise InputError(
-            f"the directory {directory} cannot be made: {error_reason(error)}; give another path"
-        ) from None
-
-
-def _locked(directory: Path) -> FileLock:
-    """Take the cache's lock, which the kernel lets go when the process dies."""
-    lock = FileLock(directory / LOCK_NAME, timeout=0, mode=0o666, thread_local=False)
-    try:
+        lock = FileLock(directory / LOCK_NAME, timeout=0, mode=0o666, thread_local=False)
         lock.acquire()
     except Timeout:
         raise InputError(
             f"another process is writing to the cache {directory}; wait until it ends, or give another directory"
         ) from None
+    except FileExistsError:
+        raise InputError(f"{directory} is a file, expected the directory of an activation cache") from None
+    except FileNotFoundError:
+        raise InputError(f"the directory {directory.parent} does not exist; create it first") from None
     except (OSError, NotImplementedError) as error:
         raise InputError(
-            f"the directory {directory} cannot be written to or locked ({error_reason(error)}); give another path"
+            f"the directory {directory} cannot be made, written to or locked ({error_reason(error)}); give another path"
         ) from None
     return lock
 

@@ -27,11 +27,7 @@ def error_reason(error: Exception) -> str:
 
 
 def require_regular_file(path: StrPath, what: str) -> int:
-    """Return the size in bytes of the regular file ``path``, ``what`` in words ("the weights file").
-
-    Raises:
-        InputError: nothing is there, it is a directory or a device, or it cannot be looked at.
-    """
+    """Return the size in bytes of ``path``, ``what`` in words; `InputError` where it is no regular file to look at."""
     try:
         status = Path(path).stat()
     except FileNotFoundError:
@@ -46,11 +42,7 @@ def require_regular_file(path: StrPath, what: str) -> int:
 
 
 def read_bounded(path: StrPath, limit: int, what: str) -> bytes:
-    """Return the bytes of the regular file ``path``, refused before reading when it is larger than ``limit`` bytes.
-
-    Raises:
-        InputError: as :func:`require_regular_file`; too large; no permission.
-    """
+    """Return the bytes of the regular file ``path``; `InputError` before reading more than ``limit`` bytes."""
     size = require_regular_file(path, what)
     if size > limit:
         raise InputError(f"{path} has {size} bytes, more than the {limit} that {what} may have; it is another file")
@@ -65,7 +57,7 @@ def read_json_object(path: StrPath, limit: int, what: str) -> dict[str, Any]:
     """Return the JSON object in the file ``path``; Infinity and NaN, which some models' config.json has, are taken.
 
     Raises:
-        InputError: as :func:`read_bounded`; not UTF-8, not JSON, or not an object.
+        InputError: there is no such file, it is larger than ``limit`` bytes, or not a JSON object.
     """
     data = read_bounded(path, limit, what)
     try:

@@ -126,8 +126,6 @@ def _lines(path: StrPath, what: str, kind: type[P]) -> Iterator[P]:
                     yield convert({**absent, **fields, "id": name, "line": number, "fields": fields}, kind, where)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give the path of {what}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a directory, expected {what}; give the path of the file itself") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read as {what}: {error_reason(error)}") from None
     if not found:

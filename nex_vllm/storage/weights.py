@@ -103,14 +103,13 @@ def check_fits(
 
     Args:
         file: the loaded weights.
-        model_fingerprint: of the model being served.
-        num_layers: of the model being served.
-        intermediate_size: of the model being served.
+        model_fingerprint: of the model being served, like ``num_layers`` and ``intermediate_size``.
+        num_layers: see above.
+        intermediate_size: see above.
         top_k: neurons kept per token while serving.
         row_tokens: tokens per row where rows are made; scoring makes none and passes None.
         source: what to call the file in the message.
-        accept_other_model: take the weights of another model of the same shape, for example of the base model for a
-            fine-tuned or quantised one.
+        accept_other_model: take weights of another model of the same shape, as of a fine-tuned model's base.
 
     Returns:
         Whether they are of another model, which was accepted: the caller says so in the log.

@@ -134,7 +134,7 @@ def test_empty_and_missing_files_and_directories_are_refused(tmp_path: Path) -> 
         assert f"{name} is empty, expected a prompts file" in (refusal(read_prompts, tmp_path / name) or "was read")
     message = refusal(read_responses, tmp_path / "nothing.jsonl")
     assert message == f"{tmp_path}/nothing.jsonl does not exist; give the path of a responses file"
-    assert "is a directory, expected a prompts file" in (refusal(read_prompts, tmp_path) or "was read")
+    assert "cannot be read as a prompts file: Is a directory" in (refusal(read_prompts, tmp_path) or "was read")
 
 
 @settings(max_examples=200, deadline=None)
