@@ -41,16 +41,13 @@ def atomic_output(path: StrPath) -> Iterator[BinaryIO]:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(target)
+        sync_directory(target.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
             raise _write_failure(path, error) from error
         raise
-    try:
-        sync_directory(target.parent)
-    except OSError as error:
-        raise _write_failure(path, error) from error
 
 
 def write_atomically(path: StrPath, data: bytes) -> None:
