@@ -328,6 +328,10 @@ def test_bad_line_of_the_list_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
     assert_refused((line, partial(read_with, line), f"responses.jsonl:3:? .*{words}") for line, words in cases)
     read_with(sealed)
+    unsealed = sealed.partition(',"sha256"')[0] + "}"
+    read_with(unsealed)
+    (tmp_path / "ours" / "responses.jsonl").write_text(f"{unsealed}\n")  # where meta.json is sealed, so is each line
+    assert_refused([("unsealed", partial(CacheReader, tmp_path / "ours"), f"responses.jsonl:1 {changed}")])
 
 
 def test_storage_imports_pyarrow_only_for_caches_and_torch_never() -> None:
