@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -48,12 +49,13 @@ def encode_response(response: CachedResponse) -> bytes:
     return seal(asdict(response))
 
 
-def read_list(path: Path, sealed: bool = False) -> Iterator[tuple[bytes, CachedResponse]]:
-    """Yield (line as it stands, response) for every whole line; a last line without its newline is a torn one.
+def read_list(path: Path) -> Iterator[tuple[bytes, CachedResponse, bool]]:
+    """Yield (line as it stands, response, whether the line has a sha256) for every whole line.
+
+    A last line without its newline is a torn one and passed over.
 
     Raises:
-        InputError: ``FILE:LINE`` of a line that is not a response, was changed, has no sha256 though the list is
-            ``sealed``, or whose id was there before.
+        InputError: ``FILE:LINE`` of a line that is not a response, was changed, or whose id was there before.
     """
     seen: set[str] = set()
     try:
@@ -63,28 +65,29 @@ def read_list(path: Path, sealed: bool = False) -> Iterator[tuple[bytes, CachedR
                     return
                 if line.strip():
                     where = f"{path}:{number}"
-                    response = decode_object(unseal(line, where, sealed)[0], where, CachedResponse)
+                    text, is_sealed = unseal(line, where)
+                    response = decode_object(text, where, CachedResponse)
                     if response.id in seen:
                         raise InputError(
                             f"{where}: response {abbreviate(response.id)} is listed twice; delete one line"
                         )
                     seen.add(response.id)
-                    yield line, response
+                    yield line, response, is_sealed
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error_reason(error)}") from None
 
 
 def write_cache_meta(directory: Path, meta: CacheMeta) -> None:
     """Write ``meta.json``, which makes a directory a cache; `NexError` where that fails."""
-    write_atomically(directory / META_NAME, seal({"format": CACHE_FORMAT, **asdict(meta)}))
+    text = json.dumps({"format": CACHE_FORMAT, **asdict(meta)}, indent=2)
+    write_atomically(directory / META_NAME, f"{text}\n".encode())
 
 
-def read_cache_meta(directory: Path) -> tuple[CacheMeta, bool]:
-    """Return ``meta.json``, and whether it is sealed: then our writer made the cache, and all of its list is sealed.
+def read_cache_meta(directory: Path) -> CacheMeta:
+    """Return the content of ``meta.json``; entries that the format does not know are ignored.
 
     Raises:
-        InputError: no directory, no ``meta.json`` in it, or one that is foreign, changed, of a later version or
-            incomplete.
+        InputError: no directory, no ``meta.json`` in it, or one that is foreign, of a later version or incomplete.
     """
     if not directory.exists():
         raise InputError(f"{directory} does not exist; give the directory of an activation cache")
@@ -94,10 +97,9 @@ def read_cache_meta(directory: Path) -> tuple[CacheMeta, bool]:
     if not path.exists():
         raise InputError(f"{directory} is not an activation cache: it has no {META_NAME}; record one into it first")
     data = read_bounded(path, _MAX_META_BYTES, _WHAT)
-    text, sealed = unseal(data, str(path))
-    found = decode_object(text, str(path), dict[str, Any])
+    found = decode_object(data, str(path), dict[str, Any])
     check_format(found.get("format"), CACHE_FORMAT, path, _WHAT)
-    return convert(found, CacheMeta, str(path)), sealed
+    return convert(found, CacheMeta, str(path))
 
 
 def check_continues(directory: Path, existing: CacheMeta, given: CacheMeta) -> None:

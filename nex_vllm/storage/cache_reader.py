@@ -39,13 +39,14 @@ class CacheReader:
 
     def __init__(self, directory: StrPath) -> None:
         self.directory = Path(directory)
-        meta, sealed = read_cache_meta(self.directory)
-        self.meta: CacheMeta = meta
+        self.meta: CacheMeta = read_cache_meta(self.directory)
         # The list before the shards: a run that adds meanwhile makes the shard first, so what is listed has its rows.
         path = self.directory / LIST_NAME
-        entries = read_list(path, sealed) if path.exists() else None
-        listed = None if entries is None else {entry.id: len(entry.token_ids or ()) for _, entry in entries}
-        self.shards: list[ShardIndex] = [index_shard(path) for path in shard_paths(self.directory)]
+        entries = read_list(path) if path.exists() else None
+        listed = (
+            None if entries is None else {entry.id: (len(entry.token_ids or ()), seal) for _, entry, seal in entries}
+        )
+        self.shards: list[ShardIndex] = [index_shard(path, self.meta) for path in shard_paths(self.directory)]
         self._shard_of = _locate(self.shards, listed)
         self.num_listed: int | None = None if listed is None else len(listed)
         self.missing: tuple[str, ...] = tuple(name for name in listed or () if name not in self._shard_of)
@@ -83,7 +84,7 @@ class CacheReader:
         path = self.directory / LIST_NAME
         if not path.exists():
             raise InputError(f"{path} does not exist, so the cache has no texts; its rows can be read without them")
-        for _, response in read_list(path):
+        for _, response, _ in read_list(path):
             if response.id in self.finished:
                 yield response
 
@@ -98,12 +99,12 @@ class CacheReader:
                 yield from read_shard(shard, self.meta.bounds, wanted)
 
 
-def _locate(shards: list[ShardIndex], listed: dict[str, int] | None) -> dict[str, ShardIndex]:
-    """Return the shard of each response that counts; ``listed`` maps ids to their token counts, 0 where unknown.
+def _locate(shards: list[ShardIndex], listed: dict[str, tuple[int, bool]] | None) -> dict[str, ShardIndex]:
+    """Return the shard of each response that counts; ``listed``: id -> (tokens, 0 where unknown; line has a sha256).
 
     A kill between a shard and its lines leaves rows that do not count, and the next run records those responses again:
-    of two shards of ours the later one counts. Raises `InputError` where both are another program's, or where a
-    response has rows for another number of tokens than its line.
+    of two shards of ours the later one counts. Raises `InputError` where both are another program's, where a response
+    has rows for another number of tokens than its line, or a shard of ours and a line without a sha256.
     """
     found: dict[str, ShardIndex] = {}
     for shard in shards:
@@ -116,7 +117,13 @@ def _locate(shards: list[ShardIndex], listed: dict[str, int] | None) -> dict[str
                     )
                 found[response] = shard
     for response, shard in found.items():
-        expected, tokens = (listed or {}).get(response), shard.num_tokens[response]
+        expected, is_sealed = (listed or {}).get(response, (0, True))
+        tokens = shard.num_tokens[response]
+        if not is_sealed and parse_shard_name(shard.path)[1] is not None:
+            raise InputError(
+                f"{shard.path.with_name(LIST_NAME)}: the line of response {abbreviate(response)} was changed or "
+                "damaged after it was written (its sha256 is gone); delete the line and record again"
+            )
         if expected and expected != tokens:
             raise InputError(
                 f"{shard.path}: response {abbreviate(response)} has rows for {tokens} tokens, but {LIST_NAME} lists "

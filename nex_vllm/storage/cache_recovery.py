@@ -16,7 +16,7 @@ LOCK_NAME = ".lock"
 _ASIDE = "orphaned-"
 
 
-def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[frozenset[str], list[str]]:
+def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[CacheMeta, frozenset[str], list[str]]:
     """Make ``directory`` a cache that can be added to; the caller holds the lock.
 
     A kill can leave one shard none of whose responses is listed: it is moved aside, to a name that no reader looks at.
@@ -24,7 +24,7 @@ def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[frozenset[str],
     leaves the set of finished responses as it was, so a kill in between only leaves work for the next time.
 
     Returns:
-        The ids of the finished responses, and a sentence for each thing that was moved aside.
+        What meta.json says, the ids of the finished responses, and a sentence for each thing that was moved aside.
 
     Raises:
         InputError: the directory holds something else, or a cache of another kind, or a damaged one, or one with more
@@ -35,7 +35,7 @@ def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[frozenset[str],
         unfinished.unlink()
     if not (directory / META_NAME).exists():
         _create(directory, meta)
-        return frozenset(), []
+        return meta, frozenset(), []
     if not (directory / LIST_NAME).exists():
         raise InputError(
             f"{directory / LIST_NAME} does not exist, so nothing tells which responses are finished; put it back, or "
@@ -47,7 +47,7 @@ def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[frozenset[str],
     if cache.missing:
         notices.append(_set_lines_without_rows_aside(cache))
     _keep_whole_lines(cache)
-    return cache.finished, notices
+    return cache.meta, cache.finished, notices
 
 
 def _create(directory: Path, meta: CacheMeta) -> None:
@@ -84,7 +84,9 @@ def _set_unlisted_shards_aside(cache: CacheReader) -> list[str]:
 
 
 def _set_lines_without_rows_aside(cache: CacheReader) -> str:
-    lines = b"".join(line for line, response in read_list(cache.directory / LIST_NAME) if response.id in cache.missing)
+    lines = b"".join(
+        line for line, response, _ in read_list(cache.directory / LIST_NAME) if response.id in cache.missing
+    )
     aside = cache.directory / f"{_ASIDE}{hashlib.sha256(lines).hexdigest()[:16]}-{LIST_NAME}"
     write_atomically(aside, lines)
     return (
@@ -96,7 +98,7 @@ def _set_lines_without_rows_aside(cache: CacheReader) -> str:
 def _keep_whole_lines(cache: CacheReader) -> None:
     """Rewrite the list without a torn last line and without responses that have no rows, if it has any."""
     path = cache.directory / LIST_NAME
-    kept = sum(len(line) for line, response in read_list(path) if response.id in cache.finished)
+    kept = sum(len(line) for line, response, _ in read_list(path) if response.id in cache.finished)
     if kept != path.stat().st_size:
         with atomic_output(path) as handle:
-            handle.writelines(line for line, response in read_list(path) if response.id in cache.finished)
+            handle.writelines(line for line, response, _ in read_list(path) if response.id in cache.finished)

@@ -61,10 +61,9 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
     def __init__(self, directory: StrPath, meta: CacheMeta) -> None:
         convert(asdict(meta), CacheMeta, "the cache to be written")
         self.directory = Path(directory)
-        self.meta = meta
         self._lock = _locked(self.directory)
         try:
-            finished, self.notices = create_or_recover(self.directory, meta)
+            self.meta, finished, self.notices = create_or_recover(self.directory, meta)
             self._finished = set(finished)
             self._batch = _Batch(_next_shard_number(self.directory), (self.directory / LIST_NAME).stat().st_size)
         except BaseException as error:
@@ -103,7 +102,9 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
         """Commit what has gathered, so that it survives a power cut; after a `NexError` it can be called again."""
         batch = self._batch
         if batch.pending:
-            shard = write_shard(self.directory, batch.shard_number, [rows for _, rows in batch.pending.values()])
+            shard = write_shard(
+                self.directory, batch.shard_number, [rows for _, rows in batch.pending.values()], self.meta
+            )
             lines = b"".join(line for line, _ in batch.pending.values())
             try:
                 for earlier in self.directory.glob(f"rows-{batch.shard_number:06d}-*.parquet"):

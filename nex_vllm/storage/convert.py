@@ -72,25 +72,21 @@ def seal(fields: dict[str, Any]) -> bytes:
     return b'%b,"sha256":"%b"}\n' % (text[:-1], hashlib.sha256(text).hexdigest().encode())
 
 
-def unseal(line: bytes, where: str, required: bool = False) -> tuple[bytes, bool]:
+def unseal(line: bytes, where: str) -> tuple[bytes, bool]:
     """Return the text of a JSON object without its seal, and whether it had one.
 
     Raises:
-        InputError: the text is not the one that was sealed, or has no seal where one is ``required``.
+        InputError: the text is not the one that was sealed.
     """
     text = line.rstrip()
     found = _SEAL.search(text, max(0, len(text) - 96))
     # Damage may hit the member's name: six characters before 64 hexadecimal digits are a seal all the same.
     if found is None or (found[1] != b"sha256" and not re.fullmatch(b"[0-9a-f]{64}", found[2])):
-        body, sound = text, not required
-    else:
-        body = text[: found.start()] + b"}"
-        sound = found[1] == b"sha256" and found[2] == hashlib.sha256(body).hexdigest().encode()
-    if not sound:
-        raise InputError(
-            f"{where} was changed or damaged after it was written (its sha256 differs or is gone); record again"
-        )
-    return body, body is not text
+        return text, False
+    body = text[: found.start()] + b"}"
+    if found[1] != b"sha256" or found[2] != hashlib.sha256(body).hexdigest().encode():
+        raise InputError(f"{where} was changed or damaged after it was written (its sha256 differs); record again")
+    return body, True
 
 
 def _words(error: msgspec.ValidationError) -> str:

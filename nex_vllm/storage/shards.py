@@ -1,7 +1,8 @@
 """The shards of an activation cache: Parquet files with the rows of a few responses each.
 
 A shard that we wrote carries the SHA-256 of its bytes in its name, ``rows-000001-<64 hexadecimal digits>.parquet``, and
-is checked against it before Arrow sees a byte. A shard without a digest (``rows-*.parquet`` of another program, or of
+is checked against it before Arrow sees a byte. Its metadata says what ``meta.json`` must say: neither damage to that
+file nor a shard of another cache goes unnoticed. A shard without a digest (``rows-*.parquet`` of another program, or of
 nex-vllm 0.1.0) is opened with Arrow's own limits and the checksums of its pages, at its owner's risk.
 """
 
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -26,7 +28,9 @@ import pyarrow.parquet as pq
 from nex_vllm.algorithm.rows import ResponseRows, RowBounds
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import write_atomically
+from nex_vllm.storage.convert import convert
 from nex_vllm.storage.files import abbreviate, error_reason, require_regular_file
+from nex_vllm.storage.metadata import CacheMeta
 
 SCHEMA = pa.schema(
     {
@@ -40,6 +44,7 @@ SCHEMA = pa.schema(
     }
 )
 
+_META_KEY = b"nex-cache"
 _NULLABLE = {"entropy", "logprob"}
 _REMEDY = "delete this file and record again to replace its responses"
 _GROUP_ENTRIES = 1 << 20  # of a row group: 8 MiB of keys and masses
@@ -78,7 +83,7 @@ def parse_shard_name(path: Path) -> tuple[int, str | None]:
     return (int(found[1]), found[2]) if found else (-1, None)
 
 
-def write_shard(directory: Path, number: int, responses: list[ResponseRows]) -> Path:
+def write_shard(directory: Path, number: int, responses: list[ResponseRows], meta: CacheMeta) -> Path:
     """Write the rows of some responses, whole or not at all; NaN entropies and log-probabilities become null.
 
     Keys are stored as differences and masses byte by byte, which halves the size and costs less time than it
@@ -105,29 +110,30 @@ def write_shard(directory: Path, number: int, responses: list[ResponseRows]) -> 
         schema=SCHEMA,
     )
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         sink,
-        row_group_size=max(1, len(table) * _GROUP_ENTRIES // max(1, int(offsets[-1]))),
+        SCHEMA,
         compression="zstd",
         use_dictionary=["response"],
         column_encoding={"keys.list.element": "DELTA_BINARY_PACKED", "masses.list.element": "BYTE_STREAM_SPLIT"},
         write_statistics=False,
         store_schema=False,  # Parquet's own types say it all; a second description could only disagree
         write_page_checksum=True,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=max(1, len(table) * _GROUP_ENTRIES // max(1, int(offsets[-1]))))
+        writer.add_key_value_metadata({_META_KEY: json.dumps(asdict(meta))})
     data = sink.getvalue()
     path = directory / f"rows-{number:06d}-{hashlib.sha256(data).hexdigest()}.parquet"
     write_atomically(path, data)
     return path
 
 
-def index_shard(path: Path) -> ShardIndex:
+def index_shard(path: Path, meta: CacheMeta) -> ShardIndex:
     """Check a shard's digest, where its name has one, and read which responses it holds.
 
     Raises:
-        InputError: the bytes are not those of the digest; not a whole Parquet file; a column is missing or of another
-            type; rows of a response apart from each other, out of order, or not from 0.
+        InputError: the bytes are not those of the digest; it was not recorded as ``meta`` says; not a whole Parquet
+            file; a column is missing; rows of a response apart from each other, out of order, or not from 0.
     """
     require_regular_file(path, "a shard of an activation cache")
     with _errors_named(path), path.open("rb") as handle:
@@ -136,6 +142,13 @@ def index_shard(path: Path) -> ShardIndex:
             raise InputError(
                 f"{path} was changed or damaged after it was written (its sha256 is not the one in its name); {_REMEDY}"
             )
+        if digest is not None:
+            stated = (pq.ParquetFile(handle).schema_arrow.metadata or {}).get(_META_KEY)
+            if stated is not None and convert(json.loads(stated), CacheMeta, str(path)) != meta:
+                raise InputError(
+                    f"{path} was recorded as {stated.decode()}, but meta.json says otherwise: it was changed or "
+                    "damaged, or this shard is of another cache; put the right file back"
+                )
         num_tokens: dict[str, int] = {}
         for response, rows in _response_pieces(path, handle, ["response", "row", "tokens"], _INDEX_BATCH_ROWS):
             tokens = int(rows.column("tokens").to_numpy().sum(dtype=np.int64))

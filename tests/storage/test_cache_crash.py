@@ -115,8 +115,8 @@ def test_writer_killed_at_any_time_from_outside_loses_nothing_it_promised(server
         server.write(directory)
         usual = time.monotonic() - started
         shutil.rmtree(directory)
-    kills, until = 0, time.monotonic() + 4
-    while time.monotonic() < until:
+    kills, until = 0, time.monotonic() + 60
+    while kills < 8 and time.monotonic() < until:
         before = set[str]()
         for _ in range(3):
             killed, promised = server.write(directory, kill_after=rng.uniform(0, usual))
@@ -124,7 +124,7 @@ def test_writer_killed_at_any_time_from_outside_loses_nothing_it_promised(server
             kills += killed
         _finish(directory)
         shutil.rmtree(directory)
-    assert kills > 5
+    assert kills >= 8
 
 
 def test_list_torn_at_any_byte_or_filled_with_zeros_is_read_and_continued(tmp_path: Path) -> None:

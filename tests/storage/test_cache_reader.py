@@ -275,6 +275,17 @@ def test_our_shard_is_checked_against_its_digest_before_arrow_opens_it(
     )
 
 
+def test_meta_that_was_changed_and_shards_of_another_cache_are_refused(tmp_path: Path) -> None:
+    directory = write_cache(tmp_path / "c", "a", "b")
+    shard, text = _only_shard(directory), (directory / "meta.json").read_text()
+    for old, new in (('"top_k": 20', '"top_k": 30'), ('"tiny"', '"tidy"'), ("f" * 32, "e" * 32)):
+        assert old in text
+        (directory / "meta.json").write_text(text.replace(old, new))
+        assert f"{shard} was recorded as" in (refusal(CacheReader, directory) or "was read")
+    (directory / "meta.json").write_text(text)
+    assert assert_cache_is_sound(directory) == {"a", "b"}
+
+
 def test_bad_meta_is_refused_and_so_is_what_is_no_cache(tmp_path: Path) -> None:
     cases: list[tuple[Any, str]] = [
         ("", "meta.json: expected one JSON object, but"),
@@ -330,8 +341,9 @@ def test_bad_line_of_the_list_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     read_with(sealed)
     unsealed = sealed.partition(',"sha256"')[0] + "}"
     read_with(unsealed)
-    (tmp_path / "ours" / "responses.jsonl").write_text(f"{unsealed}\n")  # where meta.json is sealed, so is each line
-    assert_refused([("unsealed", partial(CacheReader, tmp_path / "ours"), f"responses.jsonl:1 {changed}")])
+    (tmp_path / "ours" / "responses.jsonl").write_text(f"{unsealed}\n")  # of a shard with a digest
+    words = f"responses.jsonl: the line of response 'c' {changed}"
+    assert_refused([("unsealed", partial(CacheReader, tmp_path / "ours"), words)])
 
 
 def test_storage_imports_pyarrow_only_for_caches_and_torch_never() -> None:
