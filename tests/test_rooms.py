@@ -34,6 +34,7 @@ HOMES = {
     "torch": {"kernels", "recording", "plugin"},
     "triton": {"kernels"},
     "numba": {"kernels"},
+    "msgspec": {"storage", "plugin"},
     "sklearn": {"algorithm"},
     "hmmlearn": {"algorithm"},
     "pyarrow": {"storage"},

@@ -13,7 +13,6 @@ from nex_vllm.algorithm.weights import WeightAccumulator
 from nex_vllm.cli.report import Line, calibration_lines, number, progress, say, share, size, table
 from nex_vllm.errors import InputError
 from nex_vllm.storage import CacheReader, WeightsFile, load_weights
-from nex_vllm.storage.cache_meta import LOG_NAME, META_NAME, shard_paths
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -73,17 +72,15 @@ def _inspect_cache(path: Path) -> None:
             num_entries += len(rows.keys)
             bar.update()
     summary = accumulator.summary()
-    files = [path / META_NAME, path / LOG_NAME, *shard_paths(path)]
-    on_disk = sum(file.stat().st_size for file in files if file.exists())
     say(f"activation cache {path}\n")
     endings: list[Line] = []
-    if (path / LOG_NAME).exists():
+    if reader.num_listed is not None:
         reasons = Counter(response.finish_reason or "unknown" for response in reader.responses())
         endings = [(f"  ended by {reason}", str(count)) for reason, count in sorted(reasons.items())]
     _print_words(
         [
             *((name, _plain(value)) for name, value in asdict(reader.meta).items()),
-            ("size on disk", size(on_disk)),
+            ("size on disk", size(reader.size_on_disk)),
         ]
     )
     say()

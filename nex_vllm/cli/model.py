@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nex_vllm.errors import InputError
-from nex_vllm.storage import model_fingerprint
-from nex_vllm.storage.readable import read_json_object, reason
+from nex_vllm.storage import error_reason, model_fingerprint, read_json_object
 
 MAX_CONFIG_BYTES = 16 << 20
 
@@ -67,7 +66,7 @@ def _folder(name: str) -> Path:
     except Exception as error:  # the hub's client raises a dozen unrelated classes
         raise InputError(
             f"the model {name} is neither a local folder nor could it be had from the Hugging Face hub "
-            f"({reason(error)}); give a model's folder"
+            f"({error_reason(error)}); give a model's folder"
         ) from None
 
 
@@ -77,7 +76,7 @@ def _shape(folder: Path) -> tuple[object, object]:
     Nearly every config.json names them; transformers, which takes seconds to import, knows the defaults of the others.
     """
     fields = ("num_hidden_layers", "intermediate_size")
-    config = read_json_object(folder / "config.json", MAX_CONFIG_BYTES, "a model's config.json", infinities=True)
+    config = read_json_object(folder / "config.json", MAX_CONFIG_BYTES, "a model's config.json")
     text = config.get("text_config")
     stated = text if isinstance(text, dict) else config
     if all(field in stated for field in fields):
@@ -87,5 +86,5 @@ def _shape(folder: Path) -> tuple[object, object]:
     try:
         known = AutoConfig.from_pretrained(folder).get_text_config()
     except Exception as error:  # transformers raises whatever the file provokes
-        raise InputError(f"the configuration of the model {folder} cannot be read: {reason(error)}") from None
+        raise InputError(f"the configuration of the model {folder} cannot be read: {error_reason(error)}") from None
     return getattr(known, fields[0], None), getattr(known, fields[1], None)

@@ -14,8 +14,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.ledger_check import require_all
 from nex_vllm.plugin.settings import CONFIG_KEY, DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, NexSettings, ResolvedSettings
-from nex_vllm.storage.fingerprint import model_fingerprint
-from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights
+from nex_vllm.storage import WeightsFile, check_fits, load_weights, model_fingerprint
 
 logger = logging.getLogger("vllm.nex")
 
@@ -193,7 +192,7 @@ def _check_weights(file: WeightsFile, path: Path, settings: ResolvedSettings, co
     """Refuse weights that do not fit the model, and say which of them only fit because the settings allow it."""
     text = config.model_config.hf_text_config
     fingerprint = model_fingerprint(local_folder(config))
-    check_fits(
+    is_other = check_fits(
         file,
         model_fingerprint=fingerprint,
         num_layers=text.num_hidden_layers,
@@ -202,7 +201,7 @@ def _check_weights(file: WeightsFile, path: Path, settings: ResolvedSettings, co
         source=path,
         accept_other_model=settings.accept_other_model,
     )
-    if fingerprint != file.meta.model_fingerprint:
+    if is_other:
         logger.warning(
             "The weights %s were calibrated on %s (fingerprint %s), but %s (fingerprint %s) is served. They are used "
             "because accept_other_model is set.",

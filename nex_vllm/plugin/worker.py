@@ -15,7 +15,7 @@ from nex_vllm.plugin.weight_updates import watch_weights
 from nex_vllm.recording.record import Record
 from nex_vllm.recording.recorder import Recorder, rows_needed
 from nex_vllm.recording.statistics import LogitStatistics
-from nex_vllm.storage.weights import load_weights
+from nex_vllm.storage import load_weights
 
 logger = init_logger("vllm.nex")
 

@@ -17,7 +17,7 @@ from nex_vllm import InputError
 from nex_vllm.plugin import activation
 from nex_vllm.plugin.activation import resolved_settings
 from nex_vllm.plugin.settings import NexSettings
-from nex_vllm.storage.fingerprint import model_fingerprint
+from nex_vllm.storage import model_fingerprint
 
 
 def _config(model: Path, nex: Any, **options: Any) -> Any:
