@@ -26,11 +26,13 @@ PRELOADED = ["vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm
 
 def runner_environment(runner: str) -> dict[str, str]:
     """Return what the environment of an engine's processes has, from their start, for this model runner."""
+    # A function is sent to a worker, to look at its model runner.
+    common = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
     if runner == "v1":
-        return {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+        return {**common, "VLLM_USE_V2_MODEL_RUNNER": "0"}
     # Model Runner V2 computes its inputs and samples with Triton kernels; they are interpreted.
     path = os.pathsep.join(filter(None, [str(TRITON_CPU), os.environ.get("PYTHONPATH")]))
-    return {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    return {**common, "VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1", "PYTHONPATH": path}
 
 
 class _WarmProcess(ForkServerProcess):
