@@ -9,6 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+ENTROPY, LOGPROB, MEAN_LOGPROB, TOP_LOGPROBS = range(4)
+"""Columns of a token's statistics, natural logarithms of its next-token distribution at temperature 1, unfiltered: the
+entropy, the sampled token's log-probability, the mean over the vocabulary, the sum of the largest."""
+
+NUM_STATISTICS = 4
+
+TOP_SIZE = 20
+"""How many log-probabilities the last of the statistics adds up (DeepConf's k)."""
+
 STEP_ATTRIBUTE = "nex_step"
 """Attribute of vLLM's ModelRunnerOutput that carries a :class:`StepRecord`."""
 
@@ -55,7 +64,7 @@ class TokenRecords:
 
     Attributes:
         masses: float64 [t, 3], (positive, absolute, total) mass of every token.
-        stats: float32 [t, 2], next-token entropy in nats and log-probability of the sampled token; None if not asked.
+        stats: float32 [t, NUM_STATISTICS], of every token's distribution; None if not asked.
         counts: int64 [t], number of kept activations of every token; None if not asked, as the next two.
         keys: uint32 [E], of all tokens in order, ascending within a token.
         values: float32 [E], activation masses.
@@ -128,7 +137,7 @@ class TokenRecords:
         stats = array("stats", np.float32)
         return cls(
             masses=array("masses", np.float64).reshape(-1, 3),
-            stats=None if stats is None else stats.reshape(-1, 2),
+            stats=None if stats is None else stats.reshape(-1, NUM_STATISTICS),
             counts=array("counts", np.int64),
             keys=array("keys", np.uint32),
             values=array("values", np.float32),
@@ -143,7 +152,7 @@ class StepRecord:
         spans: by request, its first row in ``masses`` and its number of rows. For a request that was sampled from,
             the first rows belong to the tokens that were kept.
         masses: float64 [rows, 3].
-        stats: float32 [rows that asked for it, 2].
+        stats: float32 [rows that asked for it, NUM_STATISTICS].
         stats_first: by request that asked, its first row in ``stats``.
         entries: kept activations of the rows that asked for them.
         entries_first: by request that asked, its first row in ``entries``.
@@ -160,8 +169,8 @@ class StepRecord:
 
     @property
     def masses_only(self) -> bool:
-        """Whether nobody asked for more than masses of sampled tokens, as in nearly every step."""
-        return self.stats is None and self.entries is None and not self.forced_offset
+        """Whether nobody asked for more than masses, as in nearly every step."""
+        return self.stats is None and self.entries is None
 
     def records(self, request_id: str, num_tokens: int | None = None) -> TokenRecords | None:
         """Return the records of the request's first tokens (of all its rows by default); None if it has none."""

@@ -128,15 +128,22 @@ class CheckedRequest:
         options: what it asks for.
         row_tokens: the engine's tokens per row: the front end's output side sees requests, never the configuration.
         has_weights: whether the engine has weights.
+        hides_logprobs: whether log-probabilities are computed that the user did not ask for.
     """
 
     options: RequestOptions
     row_tokens: int
     has_weights: bool
+    hides_logprobs: bool = False
 
     def mark(self, extra_args: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``extra_args`` with the mark that :func:`checked_request` finds."""
-        return {**extra_args, CHECKED: {"row_tokens": self.row_tokens, "has_weights": self.has_weights}}
+        context = {
+            "row_tokens": self.row_tokens,
+            "has_weights": self.has_weights,
+            "hides_logprobs": self.hides_logprobs,
+        }
+        return {**extra_args, CHECKED: context}
 
 
 def checked_request(extra_args: Mapping[str, Any] | None) -> CheckedRequest | None:
@@ -149,4 +156,4 @@ def checked_request(extra_args: Mapping[str, Any] | None) -> CheckedRequest | No
         return None
     context = extra_args[CHECKED]
     options = parse_options({name: value for name, value in extra_args.items() if name != CHECKED})
-    return None if options is None else CheckedRequest(options, context["row_tokens"], context["has_weights"])
+    return None if options is None else CheckedRequest(options, **context)

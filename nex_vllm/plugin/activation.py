@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vllm import envs
+from vllm.utils.import_utils import resolve_obj_by_qualname
+
 from nex_vllm.errors import InputError
+from nex_vllm.plugin.ledger_check import require_all
 from nex_vllm.plugin.settings import CONFIG_KEY, DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, NexSettings, ResolvedSettings
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.weights import check_fits, load_weights
 
-WORKERS = {
-    "vllm.v1.worker.cpu_worker.CPUWorker": "nex_vllm.plugin.worker.CPUWorker",
-    "vllm.v1.worker.gpu_worker.Worker": "nex_vllm.plugin.worker.GPUWorker",
-}
 SCHEDULER = "nex_vllm.plugin.scheduler.Scheduler"
 ASYNC_SCHEDULER = "nex_vllm.plugin.scheduler.AsyncScheduler"
 
@@ -36,6 +36,8 @@ def create_engine_config_with_nex(engine_args: Any, make_config: Callable[[], An
             # Before the model's configuration is read, which can take long.
             load_weights(Path(settings.weights))
         config = make_config()
+        worker = recording_worker(config.parallel_config.worker_cls)
+        require_all()
         _refuse_unsupported(config)
         resolved = _resolve(settings, config)
     except InputError as error:
@@ -44,7 +46,7 @@ def create_engine_config_with_nex(engine_args: Any, make_config: Callable[[], An
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
     config.additional_config = {**config.additional_config, CONFIG_KEY: resolved.to_config()}
-    config.parallel_config.worker_cls = WORKERS[config.parallel_config.worker_cls]
+    config.parallel_config.worker_cls = worker
     config.scheduler_config.scheduler_cls = ASYNC_SCHEDULER if config.scheduler_config.async_scheduling else SCHEDULER
     from nex_vllm.plugin import frontend
 
@@ -55,6 +57,24 @@ def create_engine_config_with_nex(engine_args: Any, make_config: Callable[[], An
 
         openai_server.install(resolved)
     return config
+
+
+def recording_worker(plain_name: str) -> str:
+    """Return the name by which vLLM finds the recording version of a worker class (see `nex_vllm.plugin.worker`).
+
+    Raises:
+        InputError: for a worker that does not load and run models as vLLM's GPU and CPU workers do.
+    """
+    # The module of the CPU's worker comes before everything else of the engine: it replaces CUDA's streams.
+    plain = resolve_obj_by_qualname(plain_name)
+    from vllm.v1.worker.gpu_worker import Worker
+
+    if not issubclass(plain, Worker):
+        raise InputError(
+            f"NEX records in workers that derive from vllm.v1.worker.gpu_worker.Worker, but {plain_name} does not; "
+            "use another worker, or serve without NEX."
+        )
+    return f"nex_vllm.plugin.worker.recording:{plain_name.replace('.', ':')}"
 
 
 def resolved_settings(vllm_config: Any) -> ResolvedSettings:
@@ -84,8 +104,14 @@ def _refuse_unsupported(config: Any) -> None:
             )
     if getattr(parallel, "enable_dbo", False) or getattr(parallel, "num_ubatches", 0) > 1:
         raise InputError("NEX does not record under dual-batch overlap (micro-batches); switch it off.")
-    if parallel.worker_cls not in WORKERS:
-        raise InputError(f"NEX has no worker for {parallel.worker_cls}; it runs on the CPU and CUDA backends.")
+    device = config.device_config.device_type
+    if device not in {"cpu", "cuda"}:
+        raise InputError(f"NEX runs on vLLM's CPU and CUDA backends, but this one is {device!r}; serve without NEX.")
+    if envs.VLLM_USE_RUST_FRONTEND:
+        raise InputError(
+            "The Rust front end (VLLM_USE_RUST_FRONTEND) runs none of NEX's hooks, so it would choose the first "
+            "candidate always; unset that variable, or serve without NEX."
+        )
     if config.scheduler_config.scheduler_cls is not None:
         raise InputError(
             f"NEX brings its own scheduler, but {config.scheduler_config.scheduler_cls} was asked for; leave it unset."

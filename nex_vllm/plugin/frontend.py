@@ -15,6 +15,7 @@ from nex_vllm.choosing.candidates import CandidateGroup, FollowedCandidate
 from nex_vllm.choosing.options import CheckedRequest, RequestOptions, checked_request, parse_options
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.activation import is_active, resolved_settings
+from nex_vllm.plugin.hidden_logprobs import ask_for_logprobs, hide_logprobs
 from nex_vllm.plugin.settings import ResolvedSettings
 from nex_vllm.records import OUTPUT_KEY
 
@@ -100,7 +101,9 @@ def _wrap_process_inputs() -> None:
             return request
         _check_start(options, len(request.prompt_token_ids or ()))
         own = request.sampling_params
-        own.extra_args = CheckedRequest(options, settings.row_tokens, settings.weights is not None).mark(own.extra_args)
+        hides = options.wants_token_stats and ask_for_logprobs(own)
+        checked = CheckedRequest(options, settings.row_tokens, settings.weights is not None, hides_logprobs=hides)
+        own.extra_args = checked.mark(own.extra_args)
         if options.response_start is not None:
             # A cached position is never computed, so it could not be recorded.
             own.skip_reading_prefix_cache = True
@@ -122,6 +125,8 @@ def _wrap_from_new_request() -> None:
         params = request.sampling_params
         checked = checked_request(params.extra_args) if params is not None else None
         if checked is not None:
+            if checked.hides_logprobs:
+                hide_logprobs(state)
             # Candidates of one request meet at vLLM's own parent object, never by a name that would have to be parsed.
             owner = state if state.parent_req is None else state.parent_req
             group = getattr(owner, _GROUP, None)

@@ -5,33 +5,115 @@ Everything the recorder must know of a runner is here, so that another runner jo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
+from nex_vllm.choosing.options import RequestOptions, checked_request
 from nex_vllm.errors import InputError
-from nex_vllm.recording.recorder import Recorder, ScheduledRequest
+from nex_vllm.recording.recorder import PendingStep, Recorder, RecordingOptions, ScheduledRequest
+from nex_vllm.records import STEP_ATTRIBUTE
+
+RECORDER_ATTRIBUTE = "nex_recorder"
+"""Attribute of a model runner that records."""
 
 
 def attach(runner: Any, recorder: Recorder) -> None:
-    """Let the recorder see every step of this runner, between input preparation and forward pass.
+    """Let the recorder see every step of this runner.
+
+    The runner object is wrapped and not the worker's class: every worker calls it, and the legacy Ray executor calls
+    nothing else.
 
     Raises:
         InputError: for a model runner that NEX does not know.
     """
     if hasattr(runner, "_prepare_inputs"):
-        _attach_v1(runner, recorder)
+        _record_prepared_inputs_v1(runner, recorder)
     elif hasattr(runner, "prepare_inputs"):
-        _attach_v2(runner, recorder)
+        _record_prepared_inputs_v2(runner, recorder)
     else:
         raise InputError(
             f"NEX does not know the model runner {type(runner).__module__}.{type(runner).__name__}; "
             "use vLLM 0.32 or 0.33, whose runners it knows."
         )
+    _follow_requests(runner, recorder)
+    _send_records(runner, recorder)
+    setattr(runner, RECORDER_ATTRIBUTE, recorder)
 
 
-def pending_logits(runner: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def _follow_requests(runner: Any, recorder: Recorder) -> None:
+    plain: Callable[..., Any] = runner.execute_model
+
+    def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder.forget(scheduler_output.finished_req_ids)
+        for new in scheduler_output.scheduled_new_reqs:
+            checked = checked_request(new.sampling_params.extra_args) if new.sampling_params is not None else None
+            if checked is not None:
+                recorder.follow(new.req_id, _recording_options(checked.options), len(new.prompt_token_ids or ()))
+        return plain(scheduler_output, *args, **kwargs)
+
+    runner.execute_model = execute_model
+
+
+def _recording_options(asked: RequestOptions) -> RecordingOptions:
+    return RecordingOptions(
+        entries=asked.wants_entries, token_stats=asked.wants_token_stats, response_start=asked.response_start
+    )
+
+
+def _send_records(runner: Any, recorder: Recorder) -> None:
+    plain: Callable[..., Any] = runner.sample_tokens
+
+    @torch.inference_mode()
+    def sample_tokens(*args: Any, **kwargs: Any) -> Any:
+        # Before sampling, which may change the logits in place.
+        pending = recorder.finish(_pending_logits(runner))
+        output = plain(*args, **kwargs)
+        if pending is None or output is None:
+            return output
+        if isinstance(output, AsyncModelRunnerOutput):
+            return _RecordedOutput(output, pending)
+        return with_record(output, pending)
+
+    runner.sample_tokens = sample_tokens
+
+
+class _RecordedOutput(AsyncModelRunnerOutput):
+    """An asynchronous step output that gains the step's record when its tokens are read."""
+
+    def __init__(self, plain: AsyncModelRunnerOutput, pending: PendingStep) -> None:
+        self._plain = plain
+        self._pending = pending
+
+    def get_output(self) -> ModelRunnerOutput:
+        return with_record(self._plain.get_output(), self._pending)
+
+
+def with_record(output: ModelRunnerOutput, pending: PendingStep) -> ModelRunnerOutput:
+    """Put a step's record on vLLM's own output of the step."""
+    setattr(output, STEP_ATTRIBUTE, pending.complete(_sampled_logprobs(output, pending.stats_first)))
+    return output
+
+
+def _sampled_logprobs(output: Any, request_ids: Iterable[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the log-probabilities of the tokens that a finished step kept, for the requests named."""
+    if output.logprobs is None or not output.sampled_token_ids:
+        return {}
+    index = output.req_id_to_index
+    found = {}
+    for request_id in request_ids:
+        if request_id in index:
+            kept = len(output.sampled_token_ids[index[request_id]])
+            # The sampled token's own stands first.
+            found[request_id] = output.logprobs.slice_request(index[request_id], kept).logprobs[:, 0]
+    return found
+
+
+def _pending_logits(runner: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what gives the logits that wait to be sampled from, for some of the rows (int64 [m]).
 
     V1 has computed them; V2 computes them while it samples, so they are computed for these rows once more.
@@ -42,14 +124,7 @@ def pending_logits(runner: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda rows: runner.model.compute_logits(state.hidden_states[state.input_batch.logits_indices[rows]])
 
 
-def sampled_tokens(output: Any, request_ids: Mapping[str, Any]) -> dict[str, Sequence[int]]:
-    """Return the tokens that a finished step kept, for the requests named."""
-    index = output.req_id_to_index
-    tokens = output.sampled_token_ids
-    return {name: tokens[index[name]] for name in request_ids if name in index and tokens}
-
-
-def _attach_v1(runner: Any, recorder: Recorder) -> None:
+def _record_prepared_inputs_v1(runner: Any, recorder: Recorder) -> None:
     """Wrap ``_prepare_inputs`` of this one object (GPUModelRunner V1, which the CPU backend uses too)."""
     plain: Callable[..., Any] = runner._prepare_inputs
 
@@ -78,7 +153,7 @@ def _schedule_v1(runner: Any, num_scheduled: Any, num_drafts: Sequence[int] | No
     )
 
 
-def _attach_v2(runner: Any, recorder: Recorder) -> None:
+def _record_prepared_inputs_v2(runner: Any, recorder: Recorder) -> None:
     """Wrap ``prepare_inputs`` of this one object (GPUModelRunner V2); dummy runs never come by."""
     plain: Callable[..., Any] = runner.prepare_inputs
 

@@ -31,44 +31,58 @@ class _RecordForwarding(_BesideVllm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Teacher-forced prefills span several steps, of which only the last one has an output.
+        # Of given responses, whose prefill may span several steps, of which only the last has an output.
         self._forced: dict[str, list[TokenRecords]] = {}
+        # Of sampled responses, until their last token.
         self._masses: dict[str, list[bytes]] = {}
-
-    def add_request(self, request: Any) -> None:
-        """Do what vLLM does; what an aborted request of this name has left is not the new one's."""
-        self._masses.pop(request.request_id, None)
-        super().add_request(request)
+        # Requests that ended in the update under way: their last outputs are still to be made.
+        self._ended: list[str] | None = None
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Do what vLLM does, then add the records."""
         step: StepRecord | None = getattr(model_runner_output, STEP_ATTRIBUTE, None)
         if step is not None and step.forced_offset:
             self._gather_forced(step)
+        self._ended = []
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if step is None and not self._masses:
-            return outputs
-        packed = step.masses.tobytes() if step is not None and step.masses_only and not self._forced else None
+        if step is not None or self._masses or self._forced:
+            self._attach_records(outputs, step)
+        for request_id in self._ended:
+            self._forget(request_id)
+        self._ended = None
+        return outputs
+
+    def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Do what vLLM does with a request that has ended or was aborted, and drop what is gathered for it."""
+        if self._ended is None:
+            self._forget(request.request_id)
+        else:
+            self._ended.append(request.request_id)
+        return super()._free_request(request, *args, **kwargs)
+
+    def _forget(self, request_id: str) -> None:
+        self._forced.pop(request_id, None)
+        self._masses.pop(request_id, None)
+
+    def _attach_records(self, outputs: Any, step: StepRecord | None) -> None:
+        masses = step.masses.tobytes() if step is not None and step.masses_only else None
         for per_client in outputs.values():
             for output in per_client.outputs:
-                if packed is None:
+                if output.request_id in self._forced:
+                    if output.new_token_ids:
+                        records = TokenRecords.concatenate(self._forced.pop(output.request_id))
+                        self._deliver(output, records.pack())
+                elif masses is not None and step is not None:
+                    first, count = step.spans.get(output.request_id, (0, 0))
+                    end = first + min(count, len(output.new_token_ids))
+                    self._deliver(output, masses[MASS_BYTES * first : MASS_BYTES * end])
+                else:
                     self._deliver(output, self._pack(output, step))
-                    continue
-                span = step.spans.get(output.request_id) if step is not None else None
-                first, count = span or (0, 0)
-                end = first + min(count, len(output.new_token_ids))
-                self._deliver(output, packed[MASS_BYTES * first : MASS_BYTES * end])
-        # Of what remains, more than there are requests is of requests that were aborted.
-        if len(self._masses) > len(self.requests):
-            self._masses = {name: masses for name, masses in self._masses.items() if name in self.requests}
-        return outputs
 
     def _pack(self, output: Any, step: StepRecord | None) -> dict[str, bytes] | bytes:
         """Return the records of one output's tokens, nothing if there are none."""
         if step is None or not output.new_token_ids:
             return b""
-        if output.request_id in self._forced:
-            return TokenRecords.concatenate(self._forced.pop(output.request_id)).pack()
         records = step.records(output.request_id, len(output.new_token_ids))
         return b"" if records is None else records.pack()
 
@@ -85,16 +99,14 @@ class _RecordForwarding(_BesideVllm):
                 masses.append(packed)
                 if output.finish_reason is None:
                     return
-                packed = {RESPONSE_MASSES: b"".join(self._masses.pop(output.request_id))}
+                packed = {RESPONSE_MASSES: b"".join(masses)}
         if packed:
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), OUTPUT_KEY: packed}
 
     def _gather_forced(self, step: StepRecord) -> None:
-        # A request that was aborted half-way never has an output that would clear it.
-        for request_id in [name for name in self._forced if name not in self.requests]:
-            del self._forced[request_id]
         for request_id, offset in step.forced_offset.items():
             records = step.records(request_id)
+            # Of a request that was aborted while the step was under way, nothing is kept.
             if records is None or request_id not in self.requests:
                 continue
             gathered = self._forced.setdefault(request_id, [])

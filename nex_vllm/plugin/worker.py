@@ -1,63 +1,49 @@
-"""Workers that record: vLLM's own, plus taps in the model and a reduction after each forward pass."""
+"""Workers that record: any GPU or CPU worker of vLLM, plus taps in the model and a recorder on its model runner."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from vllm.logger import init_logger
-from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
-from vllm.v1.worker.cpu_worker import CPUWorker as VllmCPUWorker
-from vllm.v1.worker.gpu_worker import Worker as VllmGPUWorker
+from vllm.utils.import_utils import resolve_obj_by_qualname
 
-from nex_vllm.choosing.options import RequestOptions, checked_request
 from nex_vllm.plugin import runners
 from nex_vllm.plugin.activation import resolved_settings
 from nex_vllm.plugin.mlps import decoder_mlps, layout_of, place_taps
-from nex_vllm.plugin.parallel import tensor_parallel_ranks
+from nex_vllm.plugin.parallel import agree_on_settings, tensor_parallel_ranks
+from nex_vllm.plugin.weight_updates import watch_weights
 from nex_vllm.recording.record import Record
-from nex_vllm.recording.recorder import PendingStep, Recorder, RecordingOptions, rows_needed
-from nex_vllm.records import STEP_ATTRIBUTE
+from nex_vllm.recording.recorder import Recorder, rows_needed
+from nex_vllm.recording.statistics import LogitStatistics
 from nex_vllm.storage.weights import load_weights
 
 logger = init_logger("vllm.nex")
 
 
-class _RecordedOutput(AsyncModelRunnerOutput):
-    """An asynchronous step output that gains the step's record when its tokens are read."""
-
-    def __init__(self, plain: AsyncModelRunnerOutput, pending: PendingStep) -> None:
-        self._plain = plain
-        self._pending = pending
-
-    def get_output(self) -> ModelRunnerOutput:
-        return _with_record(self._plain.get_output(), self._pending)
-
-
-def _with_record(output: ModelRunnerOutput, pending: PendingStep) -> ModelRunnerOutput:
-    tokens = runners.sampled_tokens(output, pending.stats_first)
-    setattr(output, STEP_ATTRIBUTE, pending.complete(tokens))
-    return output
-
-
-def _recording_options(asked: RequestOptions) -> RecordingOptions:
-    return RecordingOptions(
-        entries=asked.wants_entries, token_stats=asked.wants_token_stats, response_start=asked.response_start
-    )
+def __getattr__(name: str) -> type:
+    """Return the recording version of a worker class, by the name that :func:`activation.recording_worker` makes."""
+    prefix, _, plain_name = name.partition(":")
+    if prefix != "recording" or not plain_name:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    plain = resolve_obj_by_qualname(plain_name.replace(":", "."))
+    # Always the same class: vLLM adds its worker extension to the class that it has looked up before.
+    recording = type(f"Recording{plain.__name__}", (_RecordingMixin, plain), {"__module__": __name__})
+    globals()[name] = recording
+    return recording
 
 
 # For type checking only: the mixin calls what vLLM's class beside it has.
 _BesideVllm: Any = object
 
 
-class _RecordingWorker(_BesideVllm):
-    """What both workers do beyond vLLM's own."""
-
-    _recorder: Recorder
+class _RecordingMixin(_BesideVllm):
+    """What a recording worker does beyond vLLM's own."""
 
     def load_model(self, **kwargs: Any) -> None:
-        """Load the model and, before anything is traced, put the taps in."""
-        super().load_model(**kwargs)
+        """Load the model and, before anything is traced, put the taps in and the recorder on the runner."""
         settings = resolved_settings(self.vllm_config)
+        agree_on_settings(settings)
+        super().load_model(**kwargs)
         mlps = decoder_mlps(self.get_model(), self.model_config.hf_text_config.num_hidden_layers)
         ranks = tensor_parallel_ranks()
         layout = layout_of(mlps, ranks)
@@ -65,58 +51,51 @@ class _RecordingWorker(_BesideVllm):
         if settings.weights is not None:
             file = load_weights(settings.weights)
             weights = layout.dense(file.keys, file.weights)
-        scheduler = self.scheduler_config
-        speculative = self.vllm_config.speculative_config
+        sampled_rows, recorded_rows = self._rows_needed(teacher_forced=settings.teacher_forced)
         record = Record(
             layout,
             top_k=settings.top_k,
             weights=weights,
-            max_tokens=scheduler.max_num_batched_tokens,
-            max_rows=rows_needed(
-                scheduler.max_num_seqs,
-                speculative.num_speculative_tokens if speculative is not None else 0,
-                scheduler.max_num_batched_tokens,
-                teacher_forced=settings.teacher_forced,
-            ),
+            max_tokens=self.scheduler_config.max_num_batched_tokens,
+            max_rows=recorded_rows,
             dtype=self.model_config.dtype,
             device=self.device,
             ranks=ranks,
         )
         place_taps(mlps, record)
         record.warm_up()
-        self._recorder = Recorder(record, teacher_forced=settings.teacher_forced)
+        statistics = LogitStatistics(sampled_rows, self.model_config.get_vocab_size(), self.device)
+        self._recorder = Recorder(record, statistics, teacher_forced=settings.teacher_forced)
         runners.attach(self.model_runner, self._recorder)
+        watch_weights(self.model_runner, self._weights_changed)
         logger.info(
             "NEX records %d layers of %d units, top %d; its buffers take %.1f MiB.",
             layout.num_layers,
             layout.width,
             settings.top_k,
-            record.num_bytes / 2**20,
+            (record.num_bytes + statistics.num_bytes) / 2**20,
         )
 
-    def execute_model(self, scheduler_output: Any) -> Any:
-        """Run the forward pass; the taps fill the record."""
-        self._recorder.forget(scheduler_output.finished_req_ids)
-        for new in scheduler_output.scheduled_new_reqs:
-            checked = checked_request(new.sampling_params.extra_args) if new.sampling_params is not None else None
-            if checked is not None:
-                self._recorder.follow(new.req_id, _recording_options(checked.options), len(new.prompt_token_ids or ()))
-        return super().execute_model(scheduler_output)
+    def _start_weight_update(self, is_draft: bool = False) -> None:
+        if not is_draft:
+            self._weights_changed()
+        super()._start_weight_update(is_draft)
 
-    def sample_tokens(self, grammar_output: Any) -> Any:
-        """Reduce the record, sample, and send both along together."""
-        pending = self._recorder.finish(runners.pending_logits(self.model_runner))
-        output = super().sample_tokens(grammar_output)
-        if pending is None or output is None:
-            return output
-        if isinstance(output, AsyncModelRunnerOutput):
-            return _RecordedOutput(output, pending)
-        return _with_record(output, pending)
+    def _weights_changed(self) -> None:
+        if not self._recorder.weights_changed:
+            self._recorder.weights_changed = True
+            logger.warning(
+                "The model's weights were changed after the engine started. The neuron weights belong to the model as "
+                "it was, so candidates are unscored from now on; calibrate the new model and start the engine with "
+                "its weights."
+            )
 
-
-class CPUWorker(_RecordingWorker, VllmCPUWorker):
-    """The CPU backend's worker."""
-
-
-class GPUWorker(_RecordingWorker, VllmGPUWorker):
-    """The CUDA worker."""
+    def _rows_needed(self, *, teacher_forced: bool) -> tuple[int, int]:
+        """Return how many rows one step can sample from, and how many it can record, at most."""
+        scheduler, speculative = self.scheduler_config, self.vllm_config.speculative_config
+        shape = (
+            scheduler.max_num_seqs,
+            speculative.num_speculative_tokens if speculative is not None else 0,
+            scheduler.max_num_batched_tokens,
+        )
+        return rows_needed(*shape, teacher_forced=False), rows_needed(*shape, teacher_forced=teacher_forced)

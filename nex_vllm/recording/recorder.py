@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from nex_vllm.recording.record import Record
+from nex_vllm.recording.statistics import LogitStatistics
 from nex_vllm.recording.transfer import HostCopy
-from nex_vllm.records import Entries, StepRecord
-
-_ROWS_AT_ONCE = 64
+from nex_vllm.records import LOGPROB, Entries, StepRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +84,16 @@ class Recorder:
 
     The worker calls, per step, :meth:`begin` before the forward pass and :meth:`finish` before sampling, which
     may change the logits in place.
+
+    Attributes:
+        record: the buffers.
+        weights_changed: whether the model is no longer the one that the neuron weights were learnt from.
     """
 
-    def __init__(self, record: Record, *, teacher_forced: bool) -> None:
+    def __init__(self, record: Record, statistics: LogitStatistics, *, teacher_forced: bool) -> None:
         self.record = record
+        self.weights_changed = False
+        self._statistics = statistics
         self._teacher_forced = teacher_forced
         self._requests: dict[str, _RecordedRequest] = {}
         self._plan: _Plan | None = None
@@ -195,7 +199,7 @@ class Recorder:
                 (int64 [m]).
 
         Returns:
-            The step, complete but for the log-probabilities of tokens that are not sampled yet; None if nothing was
+            The step, complete but for the log-probabilities of the tokens that are not sampled yet; None if nothing was
             recorded.
         """
         if not self._is_open or self._plan is None:
@@ -204,26 +208,20 @@ class Recorder:
         plan = self._plan
         masses = self.record.reduce(plan.num_rows)
         if not plan.wants_more:
-            return PendingStep(plan.spans, plan.forced_offset, masses)
+            return PendingStep(plan.spans, plan.forced_offset, masses, self.weights_changed)
         stats_first, logit_spans = self._spans_of(plan.sampled_rows, "token_stats")
         entries_first, record_spans = self._spans_of(plan.spans, "entries")
         device = self.record.slots.device
-        entropy = log_probabilities = None
-        if logit_spans:
-            log_probabilities = torch.log_softmax(logits_of(_indices(logit_spans, device)), dim=-1, dtype=torch.float32)
-            # In parts, because nobody has set memory aside for a second matrix of this size.
-            parts = torch.split(log_probabilities, _ROWS_AT_ONCE)
-            entropy = torch.cat([torch.special.entr(part.exp()).sum(dim=-1) for part in parts])
+        statistics = self._statistics.start(logits_of, _indices(logit_spans, device)) if logit_spans else None
         return PendingStep(
             plan.spans,
             plan.forced_offset,
             masses,
+            self.weights_changed,
             entries=self.record.entries(_indices(record_spans, device)) if record_spans else None,
             entries_first=entries_first,
+            statistics=statistics,
             stats_first=stats_first,
-            entropy=entropy,
-            log_probabilities=log_probabilities,
-            ready=torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None,
         )
 
     def _spans_of(self, spans: dict[str, tuple[int, int]], wish: str) -> tuple[dict[str, int], list[tuple[int, int]]]:
@@ -249,69 +247,57 @@ def _indices(spans: list[tuple[int, int]], device: torch.device) -> torch.Tensor
 
 @dataclass(slots=True)
 class PendingStep:
-    """A step's record that still waits for its masses to arrive and for the sampled tokens.
+    """A step's record that still waits for its numbers to arrive and for the sampled tokens.
 
     Attributes:
         spans: see :class:`StepRecord`, as the next one.
         forced_offset: see there.
         masses: float64 [rows, 3], on their way to the host.
-        entries: see :class:`StepRecord`, as the next two.
+        weights_changed: the neuron weights do not belong to this model, so what they weigh is not a number.
+        entries: see :class:`StepRecord`, as the next one.
         entries_first: see there.
-        stats_first: see there.
-        entropy: float32 [rows], of the rows that asked; None if none did.
-        log_probabilities: float32 [rows, vocabulary], of the same rows.
-        ready: on a GPU, when the last two are: they are read on a stream of their own, which waits for this and not
-            for the next step's forward pass.
+        statistics: float32 [rows that asked, NUM_STATISTICS], on their way to the host; None if none did.
+        stats_first: see :class:`StepRecord`.
     """
 
     spans: dict[str, tuple[int, int]]
     forced_offset: dict[str, int]
     masses: HostCopy
+    weights_changed: bool = False
     entries: Entries | None = None
     entries_first: dict[str, int] = field(default_factory=dict)
+    statistics: HostCopy | None = None
     stats_first: dict[str, int] = field(default_factory=dict)
-    entropy: torch.Tensor | None = None
-    log_probabilities: torch.Tensor | None = None
-    ready: Any = None
 
-    def complete(self, sampled: Mapping[str, Sequence[int]]) -> StepRecord:
-        """Return the record, with entropy and log-probability of the sampled tokens where they were asked for.
+    def complete(self, logprobs: Mapping[str, npt.NDArray[np.float32]]) -> StepRecord:
+        """Return the record.
 
         Args:
-            sampled: by request, the tokens that were kept.
+            logprobs: by request that asked for statistics, the log-probabilities of the tokens that were kept.
         """
+        masses = self.masses.numpy()
+        if self.weights_changed:
+            # Good and absolute mass; it survives every sum, so one such token makes its candidate unscored.
+            masses[:, :2] = np.nan
         return StepRecord(
             spans=self.spans,
-            masses=self.masses.numpy(),
-            stats=self._token_stats(sampled),
+            masses=masses,
+            stats=self._stats(logprobs),
             stats_first=self.stats_first,
             entries=self.entries,
             entries_first=self.entries_first,
             forced_offset=self.forced_offset,
         )
 
-    def _token_stats(self, sampled: Mapping[str, Sequence[int]]) -> npt.NDArray[np.float32] | None:
-        if self.log_probabilities is None or self.entropy is None:
+    def _stats(self, logprobs: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32] | None:
+        if self.statistics is None:
             return None
-        if self.ready is None:
-            return self._stats_of(sampled)
-        cuda: Any = torch.cuda
-        stream = cuda.Stream(self.entropy.device)
-        stream.wait_event(self.ready)
-        with torch.cuda.stream(stream):
-            return self._stats_of(sampled)
-
-    def _stats_of(self, sampled: Mapping[str, Sequence[int]]) -> npt.NDArray[np.float32]:
-        assert self.log_probabilities is not None
-        assert self.entropy is not None
-        kept = [(first, sampled.get(name, ())) for name, first in self.stats_first.items()]
-        rows = _indices([(first, len(tokens)) for first, tokens in kept], self.entropy.device)
-        tokens = torch.tensor([token for _, each in kept for token in each], dtype=torch.int64).to(rows.device)
-        stats = torch.full((len(self.entropy), 2), torch.nan, device=rows.device)
-        stats[:, 0] = self.entropy
-        stats[rows, 1] = self.log_probabilities[rows, tokens]
-        found: npt.NDArray[np.float32] = stats.cpu().numpy()
-        return found
+        stats: npt.NDArray[np.float32] = self.statistics.numpy()
+        stats[:, LOGPROB] = np.nan
+        for request_id, first in self.stats_first.items():
+            kept = logprobs.get(request_id, ())
+            stats[first : first + len(kept), LOGPROB] = kept
+        return stats
 
 
 def rows_needed(max_num_seqs: int, num_draft_tokens: int, max_batched_tokens: int, *, teacher_forced: bool) -> int:

@@ -9,6 +9,7 @@ import torch
 from nex_vllm.recording.layout import NeuronLayout
 from nex_vllm.recording.record import Record
 from nex_vllm.recording.recorder import Recorder, RecordingOptions, ScheduledRequest
+from nex_vllm.recording.statistics import LogitStatistics
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def recorder() -> Recorder:
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    recorder = Recorder(record, teacher_forced=False)
+    statistics = LogitStatistics(8, 50, torch.device("cpu"))
+    recorder = Recorder(record, statistics, teacher_forced=False)
     for name in ("a", "b"):
         recorder.follow(name, RecordingOptions(), 5)
     return recorder

@@ -1,0 +1,67 @@
+"""Statistics of next-token distributions, held to their definitions in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nex_vllm.recording.statistics import ROWS_AT_ONCE, LogitStatistics
+from nex_vllm.records import ENTROPY, MEAN_LOGPROB, NUM_STATISTICS, TOP_LOGPROBS
+
+
+def _naive(logits: torch.Tensor) -> np.ndarray:
+    log_p = torch.log_softmax(logits.double(), dim=-1)
+    p = log_p.exp()
+    terms = torch.where(p > 0, p * log_p, 0.0)
+    result = torch.zeros(len(logits), NUM_STATISTICS, dtype=torch.float64)
+    result[:, ENTROPY] = -terms.sum(dim=1)
+    result[:, MEAN_LOGPROB] = log_p.mean(dim=1)
+    result[:, TOP_LOGPROBS] = log_p.sort(dim=1, descending=True).values[:, :20].sum(dim=1)
+    return result.numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_they_are_what_their_definitions_say(dtype: torch.dtype) -> None:
+    logits = (torch.randn(150, 997, generator=torch.Generator().manual_seed(1)) * 8).to(dtype)
+    statistics = LogitStatistics(150, 997, torch.device("cpu"))
+    found = statistics.start(lambda rows: logits[rows], torch.arange(150)).numpy()
+    np.testing.assert_allclose(found, _naive(logits), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("row", "entropy"),
+    [
+        ([0.0] * 40, np.log(40)),
+        ([500.0] + [-500.0] * 39, 0.0),
+        ([3.0] * 10 + [-np.inf] * 30, np.log(10)),
+    ],
+    ids=["uniform", "certain", "words that cannot be"],
+)
+def test_extreme_distributions(row: list[float], entropy: float) -> None:
+    logits = torch.tensor([row])
+    found = LogitStatistics(1, 40, torch.device("cpu")).start(lambda rows: logits[rows], torch.tensor([0])).numpy()
+    assert found[0, ENTROPY] == pytest.approx(entropy, abs=1e-5)
+    np.testing.assert_allclose(found, _naive(logits), rtol=1e-5, atol=1e-5)
+
+
+def test_a_vocabulary_of_less_than_twenty_words_is_added_up_whole() -> None:
+    logits = torch.randn(3, 7)
+    found = LogitStatistics(3, 7, torch.device("cpu")).start(lambda rows: logits[rows], torch.arange(3)).numpy()
+    np.testing.assert_allclose(found[:, TOP_LOGPROBS], 7 * found[:, MEAN_LOGPROB], rtol=1e-5)
+
+
+def test_no_more_than_a_block_of_distributions_is_asked_for_at_once() -> None:
+    logits = torch.randn(2 * ROWS_AT_ONCE + 9, 50)
+    asked: list[int] = []
+
+    def logits_of(rows: torch.Tensor) -> torch.Tensor:
+        asked.append(len(rows))
+        return logits[rows]
+
+    statistics = LogitStatistics(1000, 50, torch.device("cpu"))
+    rows = torch.randperm(len(logits))
+    found = statistics.start(logits_of, rows).numpy()
+    assert asked == [ROWS_AT_ONCE, ROWS_AT_ONCE, 9]
+    np.testing.assert_allclose(found, _naive(logits[rows]), rtol=2e-5, atol=2e-5)
+    assert statistics.num_bytes == 4 * (2 * ROWS_AT_ONCE * 50 + 1000 * NUM_STATISTICS)
