@@ -78,7 +78,7 @@ def runner(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engines]:
-    """Return a function ``(model, nex_settings, runner, **vllm_options) -> LLM``; another engine ends the one before."""
+    """Return a function ``(model, nex_settings, runner, **vllm_options) -> LLM``; one engine runs at a time."""
     engines = Engines()
     yield engines
     engines.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+ROOT = Path(__file__).parents[2]
 TRITON_CPU = Path(__file__).parent / "triton_cpu"
 RUNNERS = {
     "v1": "vllm.v1.worker.cpu_model_runner.CPUModelRunner",
@@ -26,13 +27,16 @@ PRELOADED = ["vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm
 
 def runner_environment(runner: str) -> dict[str, str]:
     """Return what the environment of an engine's processes has, from their start, for this model runner."""
-    # A function is sent to a worker, to look at its model runner.
-    common = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    common = {
+        # A function is sent to a worker, to look at its model runner.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+        "VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "v2")),
+    }
     if runner == "v1":
-        return {**common, "VLLM_USE_V2_MODEL_RUNNER": "0"}
+        return {**common, "PYTHONPATH": os.pathsep.join(path)}
     # Model Runner V2 computes its inputs and samples with Triton kernels; they are interpreted.
-    path = os.pathsep.join(filter(None, [str(TRITON_CPU), os.environ.get("PYTHONPATH")]))
-    return {**common, "VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    return {**common, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(TRITON_CPU), *path])}
 
 
 class _WarmProcess(ForkServerProcess):

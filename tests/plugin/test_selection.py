@@ -125,9 +125,7 @@ def test_row_statistics_are_those_of_the_distribution_before_any_filter(either_l
     np.testing.assert_allclose(candidate.rows.logprob, means, atol=1e-4)
 
 
-def test_a_stop_string_scores_exactly_the_tokens_that_are_returned(
-    either_llm: Any, weights: Any, prompts: Any
-) -> None:
+def test_a_stop_string_scores_exactly_the_tokens_that_are_returned(either_llm: Any, weights: Any, prompts: Any) -> None:
     common: Any = {"n": 3, "nex_return_sums": True, "max_tokens": 40, "seed": 7}
     free = either_llm.generate(prompts[:3], SamplingParams(**common))
     stopped = either_llm.generate(prompts[:3], SamplingParams(**common, stop=["not"]))

@@ -262,9 +262,7 @@ def test_candidates_are_left_out_where_a_string_says_false(client: openai.OpenAI
             "none.safetensors",
             marks=pytest.mark.slow,
         ),
-        pytest.param(
-            ["--plugin", "nex", "--additional-config", '{"nex": "on"}'], "mapping", marks=pytest.mark.slow
-        ),
+        pytest.param(["--plugin", "nex", "--additional-config", '{"nex": "on"}'], "mapping", marks=pytest.mark.slow),
     ],
 )
 def test_unusable_settings_end_the_command_with_a_sentence(flags: list[str], word: str, shipped_model: Path) -> None:
