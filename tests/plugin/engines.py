@@ -22,7 +22,8 @@ RUNNERS = {
     "v1": "vllm.v1.worker.cpu_model_runner.CPUModelRunner",
     "v2": "vllm.v1.worker.cpu.model_runner.CPUModelRunner",
 }
-PRELOADED = ["vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker"]
+_EVERYWHERE = ["vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker"]
+PRELOADED = {"v1": _EVERYWHERE, "v2": [*_EVERYWHERE, "nex_triton_cpu.masks"]}
 
 
 def runner_environment(runner: str) -> dict[str, str]:
@@ -97,7 +98,7 @@ class Engines:
         ):
             if runner not in self._servers:
                 self._servers[runner] = forkserver.ForkServer()
-                self._servers[runner].set_forkserver_preload(PRELOADED)
+                self._servers[runner].set_forkserver_preload(PRELOADED[runner])
             with patch.object(forkserver, "connect_to_new_process", self._servers[runner].connect_to_new_process):
                 yield
 
