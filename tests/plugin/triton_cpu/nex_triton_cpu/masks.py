@@ -1,7 +1,7 @@
 """Let Triton's interpreter take masks that it made itself; import this in an engine's process.
 
-Triton 3.9 gives `a < b` the type of `a` with truth values inside, widens them when it broadcasts a scalar condition, and
-then refuses the mask: vLLM's n-gram kernel cannot be interpreted.
+Triton 3.9 gives `a < b` the type of `a` with truth values inside, widens them where a scalar condition is broadcast,
+and then refuses the mask: vLLM's n-gram kernel cannot be interpreted.
 """
 
 from __future__ import annotations
