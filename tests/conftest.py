@@ -18,12 +18,46 @@ if not torch.cuda.is_available():
     # Engines that tests start are spared it.
     del os.environ["TRITON_INTERPRET"]
 
-# Small engines: one GiB of cache, and no chatter between the tests' own lines.
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for _name, _value in {
+    # Small engines: one GiB of cache, and no chatter between the tests' own lines.
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    # One thread each, on any core: several run at a time, and vLLM would bind all of them to the same cores.
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}.items():
+    os.environ.setdefault(_name, _value)
 
 ROOT = Path(__file__).parent.parent
+LONGEST_FIRST = ("v2", "v1", "server", "tests/cli", "tests/kernels", "tests/serving", "tests/plugin")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one of pytest-xdist's workers run what shares an engine, a server or a file; what takes longest comes first.
+
+    Workers take the next group when they have ended theirs.
+    """
+
+    def place(item: pytest.Item) -> int:
+        group = _group_of(item)
+        return next((i for i, name in enumerate(LONGEST_FIRST) if group.startswith(name)), len(LONGEST_FIRST))
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group_of(item)))
+    items.sort(key=place)
+
+
+def _group_of(item: pytest.Item) -> str:
+    fixtures = getattr(item, "fixturenames", ())
+    if "nex_server" in fixtures:
+        return "server"
+    if "engine" in fixtures or "runner" in fixtures:
+        runner: str = item.callspec.params.get("runner", "v1") if hasattr(item, "callspec") else "v1"
+        return runner
+    return item.nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")

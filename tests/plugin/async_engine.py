@@ -55,7 +55,7 @@ def main() -> None:
 
     model, weights, prompts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     llm = LLM(
-        model, dtype="float32", max_model_len=512, max_num_seqs=16, enforce_eager=True, num_gpu_blocks_override=18,
+        model, dtype="float32", max_model_len=256, max_num_seqs=16, enforce_eager=True, num_gpu_blocks_override=10,
         block_size=32, enable_prefix_caching=False, disable_log_stats=False, additional_config={"nex": {"weights": weights}},
     )  # fmt: skip
     core = llm.llm_engine.engine_core.engine_core
@@ -72,10 +72,16 @@ def main() -> None:
         return plain_update(scheduler_output, output)
 
     scheduler.update_from_output = counting_update
-    params = SamplingParams(n=4, nex_select="all", nex_return_sums=True, nex_return_rows=True, max_tokens=150)
+    # An end that the scheduler cannot foresee: a step of this request is under way when its stop token is seen.
+    params = SamplingParams(
+        n=3, nex_select="all", nex_return_sums=True, nex_return_rows=True, max_tokens=40, temperature=0.9,
+        stop_token_ids=llm.get_tokenizer().encode(" not"),
+    )  # fmt: skip
     outputs = llm.generate(prompts, params)
     preemptions = sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
+    runner = type(core.model_executor.driver_worker.worker.model_runner)
     result = {
+        "runner": f"{runner.__module__}.{runner.__qualname__}",
         "scheduler": type(scheduler).__mro__[2].__name__,
         "asynchronous": core.vllm_config.scheduler_config.async_scheduling,
         "thrown_away": thrown_away,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from nex_vllm.storage import WeightsFile, WeightsMeta, model_fingerprint, save_weights
+from tests.plugin.engines import Engines
 from tests.plugin.models import save_random_model
 
 TOP_K = 24
@@ -68,36 +67,16 @@ def shipped_weights(tmp_path_factory: pytest.TempPathFactory, shipped_model: Pat
     return path
 
 
-class _OneEngine:
-    """Starts engines on demand and ends the one before: memory and cores are scarce."""
-
-    def __init__(self) -> None:
-        self._key: str | None = None
-        self._llm: Any = None
-
-    def __call__(self, model: Path, nex: dict[str, Any] | None, **options: Any) -> Any:
-        from vllm import LLM
-
-        key = repr((str(model), nex, sorted(options.items(), key=str)))
-        if key != self._key:
-            self.close()
-            settings = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 32, "enforce_eager": True, **options}
-            if nex is not None:
-                settings["additional_config"] = {"nex": nex}
-            self._llm = LLM(str(model), disable_log_stats=False, **settings)
-            self._key = key
-        return self._llm
-
-    def close(self) -> None:
-        if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
-            self._llm = self._key = None
-            gc.collect()
+@pytest.fixture(scope="session", params=["v1", "v2"])
+def runner(request: pytest.FixtureRequest) -> str:
+    """Name vLLM's model runner: what is attributed to a request must not depend on it."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[_OneEngine]:
-    """Return a function ``(model, nex_settings, **vllm_options) -> LLM``; asking for another ends the one before."""
-    one = _OneEngine()
-    yield one
-    one.close()
+def engine() -> Iterator[Engines]:
+    """Return a function ``(model, nex_settings, runner, **vllm_options) -> LLM``; one engine runs at a time."""
+    engines = Engines()
+    yield engines
+    engines.close()

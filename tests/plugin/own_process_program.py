@@ -59,7 +59,9 @@ def main() -> None:
         return {"before": before, "after": [len(scheduler._forced), len(scheduler._masses)]}
 
     forced = SamplingParams(max_tokens=1, temperature=0, nex_select=True, nex_response_start=3)
+    runner = type(worker.model_runner)
     result = {
+        "runner": f"{runner.__module__}.{runner.__qualname__}",
         "worker": [cls.__qualname__ for cls in type(worker).__mro__],
         "given": {num_tokens: given(num_tokens) for num_tokens in (8, 9, 16, 17, 18, 25)},
         "abort_given": leftovers_after_abort(forced, 40, 2),

@@ -241,9 +241,12 @@ def test_registering_twice_is_a_no_op() -> None:
     [
         "import nex_vllm, vllm; P = vllm.SamplingParams",
         "import vllm, nex_vllm; P = vllm.SamplingParams",
-        "import nex_vllm; from vllm import SamplingParams as P",
-        "import nex_vllm, importlib.util; importlib.util.find_spec('vllm'); import vllm; P = vllm.SamplingParams",
-        "from nex_vllm import SamplingParams as P",
+        pytest.param("import nex_vllm; from vllm import SamplingParams as P", marks=pytest.mark.slow),
+        pytest.param(
+            "import nex_vllm, importlib.util as u; u.find_spec('vllm'); import vllm; P = vllm.SamplingParams",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("from nex_vllm import SamplingParams as P", marks=pytest.mark.slow),
     ],
 )
 def test_sampling_params_of_vllm_are_ours_after_the_import(statements: str) -> None:

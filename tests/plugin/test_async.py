@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +16,28 @@ from nex_vllm.algorithm.scores import weighted_masses
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.storage import load_weights
 from tests.plugin.conftest import TOP_K
+from tests.plugin.engines import RUNNERS, runner_environment
 from tests.plugin.reference import HookedModel, assert_same_sums
 
 pytestmark = pytest.mark.engine
 
 
 def test_asynchronous_steps_attribute_every_token_once(
-    shipped_model: Path, shipped_weights: Path, prompts: list[str]
+    runner: str, shipped_model: Path, shipped_weights: Path, prompts: list[str]
 ) -> None:
     program = Path(__file__).parent / "async_engine.py"
-    arguments = [str(shipped_model), str(shipped_weights), json.dumps(prompts[:6])]
-    done = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, timeout=400)
+    arguments = [str(shipped_model), str(shipped_weights), json.dumps(prompts[:4])]
+    done = subprocess.run(
+        [sys.executable, str(program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=800,
+        env={**os.environ, **runner_environment(runner)},
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stderr[-3000:]
     result: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    assert result["runner"] == RUNNERS[runner]
     assert result["asynchronous"]
     assert result["scheduler"] == "AsyncScheduler"
     assert result["thrown_away"] > 0, "some tokens were computed past the end of their response"

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.engine
+from tests.plugin.engines import RUNNERS, runner_environment
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def result(shipped_model: Path, shipped_weights: Path) -> dict[str, Any]:
+def result(runner: str, shipped_model: Path, shipped_weights: Path) -> dict[str, Any]:
     program = Path(__file__).parent / "own_process_program.py"
     done = subprocess.run(
         [sys.executable, str(program), str(shipped_model), str(shipped_weights)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "INFO"},
+        env={**os.environ, **runner_environment(runner), "VLLM_LOGGING_LEVEL": "INFO"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -30,6 +30,7 @@ def result(shipped_model: Path, shipped_weights: Path) -> dict[str, Any]:
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    assert found["runner"] == RUNNERS[runner]
     return {**found, "log": done.stdout + done.stderr}
 
 

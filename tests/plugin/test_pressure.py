@@ -16,6 +16,13 @@ from tests.plugin.reference import HookedModel, assert_same_sums
 pytestmark = pytest.mark.engine
 
 NEX = {"top_k": TOP_K, "row_tokens": ROW_TOKENS}
+# Room for a few sequences only, so that some are thrown out in the middle of their response.
+CRAMPED: dict[str, Any] = {
+    "max_model_len": 256,
+    "num_gpu_blocks_override": 10,
+    "block_size": 32,
+    "enable_prefix_caching": False,
+}
 
 
 def _counter(llm: Any, name: str) -> float:
@@ -23,30 +30,32 @@ def _counter(llm: Any, name: str) -> float:
 
 
 def test_a_preempted_request_records_exactly_the_tokens_it_returns(
-    engine: Any, shipped_model: Any, prompts: Any
+    engine: Any, runner: str, shipped_model: Any, prompts: Any
 ) -> None:
-    # Room for a few sequences only, so that some are thrown out in the middle of their response.
-    llm = engine(shipped_model, NEX, num_gpu_blocks_override=18, block_size=32, enable_prefix_caching=False)
+    llm = engine(shipped_model, NEX, runner, **CRAMPED)
+    before = _counter(llm, "vllm:num_preemptions")
     # No seed: with one, vLLM's CPU backend cannot resume a preempted request, or prefill in chunks
     # ("CPU Generator does not use offset").
-    params = SamplingParams(n=4, nex_return_sums=True, max_tokens=120, ignore_eos=True, temperature=0.9)
-    outputs = llm.generate(prompts[:6], params)
-    assert _counter(llm, "vllm:num_preemptions") > 0, "the cache was too small for all: somebody was preempted"
+    params = SamplingParams(n=3, nex_return_sums=True, max_tokens=40, ignore_eos=True, temperature=0.9)
+    outputs = llm.generate(prompts[:4], params)
+    assert _counter(llm, "vllm:num_preemptions") > before, "the cache was too small for all: somebody was preempted"
     reference = HookedModel(shipped_model)
     for output in outputs:
         for candidate in output.nex.candidates:
-            assert candidate.num_tokens == 120
+            assert candidate.num_tokens == 40
             expected = reference.sums(list(output.prompt_token_ids), candidate.token_ids, TOP_K)
             assert_same_sums(candidate.sums.keys, candidate.sums.masses, expected)
 
 
 @pytest.mark.parametrize("stop", [None, [" not"]])
-def test_masses_alone_of_a_preempted_request_add_up(engine: Any, shipped_model: Any, prompts: Any, stop: Any) -> None:
+def test_masses_alone_of_a_preempted_request_add_up(
+    engine: Any, runner: str, shipped_model: Any, prompts: Any, stop: Any
+) -> None:
     # They take another way than sums: gathered and sent with the last token, but for requests with stop strings.
-    llm = engine(shipped_model, NEX, num_gpu_blocks_override=18, block_size=32, enable_prefix_caching=False)
+    llm = engine(shipped_model, NEX, runner, **CRAMPED)
     before = _counter(llm, "vllm:num_preemptions")
-    params = SamplingParams(n=4, nex_select="length", max_tokens=120, ignore_eos=True, temperature=0.9, stop=stop)
-    outputs = llm.generate(prompts[:6], params)
+    params = SamplingParams(n=3, nex_select="length", max_tokens=40, ignore_eos=True, temperature=0.9, stop=stop)
+    outputs = llm.generate(prompts[:4], params)
     assert _counter(llm, "vllm:num_preemptions") > before, "the cache was too small for all: somebody was preempted"
     candidates = [(output, candidate) for output in outputs for candidate in output.nex.candidates]
     reasons = {candidate.finish_reason for _, candidate in candidates}
@@ -57,8 +66,10 @@ def test_masses_alone_of_a_preempted_request_add_up(engine: Any, shipped_model: 
         assert candidate.tot_mass == pytest.approx(sum(expected.sums.values()), rel=1e-4)
 
 
-def test_a_prefill_in_chunks_records_the_last_position_once(engine: Any, shipped_model: Any, prompts: Any) -> None:
-    llm = engine(shipped_model, NEX, max_num_batched_tokens=64, max_num_seqs=8, enable_chunked_prefill=True)
+def test_a_prefill_in_chunks_records_the_last_position_once(
+    engine: Any, runner: str, shipped_model: Any, prompts: Any
+) -> None:
+    llm = engine(shipped_model, NEX, runner, max_num_batched_tokens=64, max_num_seqs=8, enable_chunked_prefill=True)
     long = [" ".join(prompts[i : i + 12]) for i in (0, 12, 24)]
     outputs = llm.generate(long, SamplingParams(n=2, nex_return_sums=True, max_tokens=10))
     reference = HookedModel(shipped_model)
@@ -70,11 +81,12 @@ def test_a_prefill_in_chunks_records_the_last_position_once(engine: Any, shipped
 
 
 def test_a_given_response_in_chunks_and_preempted_is_recorded_once(
-    engine: Any, shipped_model: Any, shipped_weights: Any, prompts: Any
+    engine: Any, runner: str, shipped_model: Any, shipped_weights: Any, prompts: Any
 ) -> None:
     llm = engine(
         shipped_model,
         {"weights": str(shipped_weights), "teacher_forced": True},
+        runner,
         max_num_batched_tokens=64,
         # Several prefills advance side by side, so that they need more room together than there is.
         long_prefill_token_threshold=20,
@@ -98,11 +110,12 @@ def test_a_given_response_in_chunks_and_preempted_is_recorded_once(
 
 
 def test_rejected_drafts_and_tokens_past_a_stop_string_leave_no_trace(
-    engine: Any, shipped_model: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+    engine: Any, runner: str, shipped_model: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = engine(
         shipped_model,
         NEX,
+        runner,
         speculative_config={
             "method": "ngram",
             "num_speculative_tokens": 3,
@@ -111,8 +124,8 @@ def test_rejected_drafts_and_tokens_past_a_stop_string_leave_no_trace(
         },
     )
     # Greedy: with a temperature, vLLM 0.32's CPU backend samples nonsense where there are drafts, NEX or not.
-    common = {"temperature": 0, "nex_return_sums": True, "nex_return_rows": True, "max_tokens": 80}
-    outputs = llm.generate(prompts[:6], SamplingParams(**common))
+    common = {"temperature": 0, "nex_return_sums": True, "nex_return_rows": True, "max_tokens": 60}
+    outputs = llm.generate(prompts[:4], SamplingParams(**common))
     drafted, accepted = (_counter(llm, f"vllm:spec_decode_num_{kind}_tokens") for kind in ("draft", "accepted"))
     assert 0 < accepted < drafted, "some drafts were accepted and some rejected"
     # With a stop string, tokens that came in the same step after it are cut by the front end.
@@ -126,7 +139,7 @@ def test_rejected_drafts_and_tokens_past_a_stop_string_leave_no_trace(
         plain(self, packed, num_tokens)
 
     monkeypatch.setattr(FollowedCandidate, "add", counting_add)
-    outputs += llm.generate(prompts[:30], stops)
+    outputs += llm.generate(prompts[:12], stops)
     assert max(cut) > 0, "records of tokens past a stop string reached the front end"
     reference = HookedModel(shipped_model)
     for output in outputs:

@@ -13,7 +13,8 @@ from nex_vllm.algorithm.baselines import SELECTORS, CandidateTrace
 from nex_vllm.algorithm.scores import weighted_masses
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.storage import load_weights
-from tests.plugin.conftest import ROW_TOKENS
+from tests.plugin.conftest import ROW_TOKENS, TOP_K
+from tests.plugin.reference import HookedModel, assert_same_sums
 
 pytestmark = pytest.mark.engine
 
@@ -24,14 +25,22 @@ def llm(engine: Any, shipped_model: Any, shipped_weights: Any) -> Any:
 
 
 @pytest.fixture
+def either_llm(engine: Any, runner: str, shipped_model: Any, shipped_weights: Any) -> Any:
+    """One engine on each of vLLM's model runners, for what is attributed and scored."""
+    return engine(shipped_model, {"weights": str(shipped_weights), "teacher_forced": True}, runner)
+
+
+@pytest.fixture
 def weights(shipped_weights: Any) -> NeuronWeights:
     file = load_weights(shipped_weights)
     return NeuronWeights(file.keys, file.weights)
 
 
-def test_every_score_follows_from_sums_and_weights_and_the_highest_wins(llm: Any, weights: Any, prompts: Any) -> None:
-    params = SamplingParams(n=4, nex_select=True, nex_return_sums=True, max_tokens=60, temperature=0.9, seed=5)
-    for output in llm.generate(prompts[:12], params):
+def test_every_score_follows_from_sums_and_weights_and_the_highest_wins(
+    either_llm: Any, weights: Any, prompts: Any
+) -> None:
+    params = SamplingParams(n=4, nex_select=True, nex_return_sums=True, max_tokens=30, temperature=0.9, seed=5)
+    for output in either_llm.generate(prompts[:4], params):
         scores = []
         for candidate in output.nex.candidates:
             masses = weighted_masses(candidate.sums.keys, candidate.sums.masses, weights)
@@ -74,15 +83,23 @@ def test_plain_parameters_with_extra_args_do_the_same(llm: Any, prompts: Any) ->
     assert plain.nex.candidates[0].score == pytest.approx(ours.nex.candidates[0].score, abs=1e-6)
 
 
-def test_a_request_that_asks_for_nothing_is_left_alone(llm: Any, prompts: Any) -> None:
-    (output,) = llm.generate(prompts[:1], SamplingParams(n=3, max_tokens=10, seed=1))
-    assert len(output.outputs) == 3
-    assert not hasattr(output, "nex")
+def test_a_request_that_asks_for_nothing_is_left_alone_and_disturbs_nobody(
+    either_llm: Any, shipped_model: Any, prompts: Any
+) -> None:
+    asked = SamplingParams(n=2, nex_return_sums=True, max_tokens=12, temperature=0.9)
+    params = [asked if i % 2 else SamplingParams(n=3, max_tokens=10) for i in range(6)]
+    reference = HookedModel(shipped_model)
+    for i, output in enumerate(either_llm.generate(prompts[:6], params)):
+        assert len(output.outputs) == (2 if i % 2 else 3)
+        assert hasattr(output, "nex") == bool(i % 2)
+        for candidate in output.nex.candidates if i % 2 else []:
+            expected = reference.sums(list(output.prompt_token_ids), candidate.token_ids, TOP_K)
+            assert_same_sums(candidate.sums.keys, candidate.sums.masses, expected)
 
 
-def test_rows_add_up_to_the_sums(llm: Any, prompts: Any) -> None:
-    params = SamplingParams(n=2, nex_return_sums=True, nex_return_rows=True, max_tokens=61, seed=3, temperature=0.9)
-    for output in llm.generate(prompts[:4], params):
+def test_rows_add_up_to_the_sums(either_llm: Any, prompts: Any) -> None:
+    params = SamplingParams(n=2, nex_return_sums=True, nex_return_rows=True, max_tokens=37, seed=3, temperature=0.9)
+    for output in either_llm.generate(prompts[:3], params):
         for candidate in output.nex.candidates:
             rows = candidate.rows
             assert rows.num_tokens == candidate.num_tokens
@@ -96,11 +113,11 @@ def test_rows_add_up_to_the_sums(llm: Any, prompts: Any) -> None:
             assert (rows.logprob <= 0).all()
 
 
-def test_row_statistics_are_those_of_the_distribution_before_any_filter(llm: Any, prompts: Any) -> None:
+def test_row_statistics_are_those_of_the_distribution_before_any_filter(either_llm: Any, prompts: Any) -> None:
     params = SamplingParams(
         nex_return_rows=True, max_tokens=16, seed=4, temperature=0.5, top_p=0.3, logprobs=0, nex_return_sums=True
     )
-    (output,) = llm.generate(prompts[:1], params)
+    (output,) = either_llm.generate(prompts[:1], params)
     (candidate,) = output.nex.candidates
     # vLLM's own log-probabilities are those of the raw distribution.
     theirs = [step[token].logprob for step, token in zip(output.outputs[0].logprobs, candidate.token_ids, strict=True)]
@@ -108,9 +125,10 @@ def test_row_statistics_are_those_of_the_distribution_before_any_filter(llm: Any
     np.testing.assert_allclose(candidate.rows.logprob, means, atol=1e-4)
 
 
-def test_a_stop_string_scores_exactly_the_tokens_that_are_returned(llm: Any, weights: Any, prompts: Any) -> None:
-    free = llm.generate(prompts[:6], SamplingParams(n=3, nex_return_sums=True, max_tokens=60, seed=7))
-    stopped = llm.generate(prompts[:6], SamplingParams(n=3, nex_return_sums=True, max_tokens=60, seed=7, stop=["not"]))
+def test_a_stop_string_scores_exactly_the_tokens_that_are_returned(either_llm: Any, weights: Any, prompts: Any) -> None:
+    common: Any = {"n": 3, "nex_return_sums": True, "max_tokens": 40, "seed": 7}
+    free = either_llm.generate(prompts[:3], SamplingParams(**common))
+    stopped = either_llm.generate(prompts[:3], SamplingParams(**common, stop=["not"]))
     num_stopped = 0
     for whole, cut in zip(free, stopped, strict=True):
         for long, short in zip(whole.nex.candidates, cut.nex.candidates, strict=True):
@@ -123,7 +141,7 @@ def test_a_stop_string_scores_exactly_the_tokens_that_are_returned(llm: Any, wei
     # Exactly these tokens: the same response given and recorded in a teacher-forced pass has the same masses.
     for output in stopped:
         for candidate in output.nex.candidates:
-            assert _score_given(llm, output.prompt_token_ids, candidate.token_ids).score == pytest.approx(
+            assert _score_given(either_llm, output.prompt_token_ids, candidate.token_ids).score == pytest.approx(
                 weighted_masses(candidate.sums.keys, candidate.sums.masses, weights).score, abs=1e-4
             )
 
@@ -139,22 +157,22 @@ def _score_given(llm: Any, prompt: list[int], response: list[int]) -> Any:
     return candidate
 
 
-def test_a_given_response_scores_as_when_it_was_generated(llm: Any, prompts: Any) -> None:
-    outputs = llm.generate(prompts[:6], SamplingParams(n=2, nex_select="all", max_tokens=50, seed=9))
+def test_a_given_response_scores_as_when_it_was_generated(either_llm: Any, prompts: Any) -> None:
+    outputs = either_llm.generate(prompts[:4], SamplingParams(n=2, nex_select="all", max_tokens=25, seed=9))
     for output in outputs:
         for candidate in output.nex.candidates:
-            given = _score_given(llm, output.prompt_token_ids, candidate.token_ids)
+            given = _score_given(either_llm, output.prompt_token_ids, candidate.token_ids)
             assert given.score == pytest.approx(candidate.score, abs=1e-3)
             assert given.tot_mass == pytest.approx(candidate.tot_mass, rel=1e-3)
 
 
-def test_a_cached_prompt_scores_like_a_fresh_one(llm: Any, prompts: Any) -> None:
+def test_a_cached_prompt_scores_like_a_fresh_one(either_llm: Any, prompts: Any) -> None:
     # Longer than a cache block of 128 tokens, so that a prefix can be cached at all.
     prompt = " ".join(prompts[20:40])
     params = SamplingParams(n=2, nex_select="all", nex_return_sums=True, max_tokens=12, seed=11)
-    llm.reset_prefix_cache()
-    (fresh,) = llm.generate([prompt], params)
-    (cached,) = llm.generate([prompt], params)
+    either_llm.reset_prefix_cache()
+    (fresh,) = either_llm.generate([prompt], params)
+    (cached,) = either_llm.generate([prompt], params)
     assert cached.num_cached_tokens > 0, "the second request did hit the prefix cache"
     for a, b in zip(fresh.nex.candidates, cached.nex.candidates, strict=True):
         assert a.token_ids == b.token_ids
@@ -225,11 +243,11 @@ def test_a_given_response_needs_one_token_and_one_sample(llm: Any, prompts: Any)
             llm.generate(prompts[:1], SamplingParams(nex_response_start=3, **options))
 
 
-def test_a_given_response_that_was_computed_before_is_recorded_whole(llm: Any, prompts: Any) -> None:
+def test_a_given_response_that_was_computed_before_is_recorded_whole(either_llm: Any, prompts: Any) -> None:
     # Longer than a cache block of 128 tokens, and given twice: the second time its positions are in the prefix cache.
-    tokens = llm.get_tokenizer().encode(" ".join(prompts[:20]))
+    tokens = either_llm.get_tokenizer().encode(" ".join(prompts[:20]))
     assert len(tokens) > 300
-    first = _score_given(llm, tokens[:10], tokens[10:])
-    second = _score_given(llm, tokens[:10], tokens[10:])
+    first = _score_given(either_llm, tokens[:10], tokens[10:])
+    second = _score_given(either_llm, tokens[:10], tokens[10:])
     assert second.tot_mass == pytest.approx(first.tot_mass, rel=1e-5)
     assert second.score == pytest.approx(first.score, abs=1e-5)

@@ -65,7 +65,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path, se
     raise AssertionError(f"the server did not come up:\n{log.read_text()[-3000:]}")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nex_server(shipped_model: Path, shipped_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
     """A server with NEX and weights."""
     log = tmp_path_factory.mktemp("nex-server") / "log"

@@ -165,6 +165,7 @@ def test_a_wrong_field_is_a_400_that_says_why(body: Any, words: list[str], strea
     assert all(word in message for word in words), message
 
 
+@pytest.mark.slow
 def test_without_weights_a_choice_by_score_is_a_400_and_one_by_length_is_not(record_only_server: str) -> None:
     for path, prompt in (
         ("completions", {"prompt": "Make 33 from 8 9 3."}),
@@ -216,6 +217,7 @@ def test_requests_without_nex_are_served_as_by_plain_vllm(nex_server: str, shipp
     assert ours == plain
 
 
+@pytest.mark.slow
 def test_every_one_of_several_server_processes_knows_nex(
     shipped_model: Path, shipped_weights: Path, tmp_path: Path
 ) -> None:
@@ -255,8 +257,12 @@ def test_candidates_are_left_out_where_a_string_says_false(client: openai.OpenAI
     ("flags", "word"),
     [
         (["--plugin", "nex", "--nex-weights", "/nowhere/none.safetensors"], "none.safetensors"),
-        (["--additional-config", '{"nex": {"weights": "/nowhere/none.safetensors"}}'], "none.safetensors"),
-        (["--plugin", "nex", "--additional-config", '{"nex": "on"}'], "mapping"),
+        pytest.param(
+            ["--additional-config", '{"nex": {"weights": "/nowhere/none.safetensors"}}'],
+            "none.safetensors",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["--plugin", "nex", "--additional-config", '{"nex": "on"}'], "mapping", marks=pytest.mark.slow),
     ],
 )
 def test_unusable_settings_end_the_command_with_a_sentence(flags: list[str], word: str, shipped_model: Path) -> None:
