@@ -5,11 +5,20 @@ from __future__ import annotations
 from nex_vllm.choosing.options import RequestOptions
 from nex_vllm.errors import InputError
 
+OWN_LOGPROBS = "raw_logprobs"
+"""vLLM's ``logprobs_mode`` of the model's own distribution, at temperature 1 and before any sampling filter."""
+
 ADAPTER = "The request uses a LoRA adapter, and the neuron weights belong to the model without it."
 
 
 def check_options(
-    options: RequestOptions, *, n: int, max_tokens: int | None, has_weights: bool, teacher_forced: bool
+    options: RequestOptions,
+    *,
+    n: int,
+    max_tokens: int | None,
+    has_weights: bool,
+    teacher_forced: bool,
+    logprobs_mode: str,
 ) -> None:
     """Refuse what this engine cannot do.
 
@@ -19,14 +28,21 @@ def check_options(
         max_tokens: its limit, None for none.
         has_weights: whether the engine has neuron weights.
         teacher_forced: whether the engine's record has room for a given response.
+        logprobs_mode: what the engine's log-probabilities are of.
 
     Raises:
-        InputError: a choice by score without weights, or a given response together with what it cannot have.
+        InputError: a choice by score without weights, log-probabilities that are not the model's own, or a given
+            response together with what it cannot have.
     """
     if options.needs_weights and not has_weights:
         raise InputError(
             "nex_select needs neuron weights, but this engine was started without any; start it with "
             '--nex-weights FILE (additional_config={"nex": {"weights": FILE}}).'
+        )
+    if options.wants_token_stats and logprobs_mode != OWN_LOGPROBS:
+        raise InputError(
+            f"The selector reads the model's own log-probabilities, but this engine was started with --logprobs-mode "
+            f"{logprobs_mode}; start it with {OWN_LOGPROBS}, or choose by nex, length, random or first."
         )
     if options.response_start is None:
         return

@@ -182,6 +182,7 @@ def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
         teacher_forced=settings.teacher_forced,
         allow_lora=settings.allow_lora,
         accept_other_model=settings.accept_other_model,
+        logprobs_mode=config.model_config.logprobs_mode,
     )
     if file is not None and path is not None:
         _check_weights(file, path, resolved, config)

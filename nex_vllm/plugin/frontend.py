@@ -61,6 +61,7 @@ def check_request(params: Any, settings: ResolvedSettings) -> RequestOptions | N
                 max_tokens=params.max_tokens,
                 has_weights=settings.weights is not None,
                 teacher_forced=settings.teacher_forced,
+                logprobs_mode=settings.logprobs_mode,
             )
     except InputError as error:
         raise RefusedRequestError(str(error)) from None

@@ -14,7 +14,7 @@ DEFAULT_ROW_TOKENS = 32
 
 _KNOWN = ("weights", "top_k", "row_tokens", "teacher_forced", "allow_lora", "accept_other_model")
 # Written by the plugin, not by users: set on a command line, and by the activation once the file has been read.
-_INTERNAL = ("from_command_line", "resolved")
+_INTERNAL = ("from_command_line", "resolved", "logprobs_mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,7 @@ class ResolvedSettings:
         teacher_forced: see :class:`NexSettings`, as for the next two.
         allow_lora: see there.
         accept_other_model: see there.
+        logprobs_mode: vLLM's own setting.
     """
 
     weights: str | None
@@ -101,6 +102,7 @@ class ResolvedSettings:
     teacher_forced: bool
     allow_lora: bool
     accept_other_model: bool
+    logprobs_mode: str
 
     def to_config(self) -> dict[str, Any]:
         """Return what stands under ``additional_config["nex"]`` of an engine that NEX is on in."""

@@ -64,7 +64,8 @@ def test_a_checked_request_is_found_by_its_mark_alone() -> None:
 
 
 def _check(extra_args: dict[str, Any], **engine: Any) -> None:
-    settings = {"n": 1, "max_tokens": 1, "has_weights": True, "teacher_forced": True, **engine}
+    settings = {"n": 1, "max_tokens": 1, "has_weights": True, "teacher_forced": True}
+    settings |= {"logprobs_mode": "raw_logprobs", **engine}
     check_options(parse_options(extra_args), **settings)  # type: ignore[arg-type]
 
 
@@ -72,6 +73,7 @@ def test_what_an_engine_can_do_is_let_through() -> None:
     _check({"nex_select": True}, n=4, max_tokens=None, teacher_forced=False)
     _check({"nex_select": "length", "nex_return_rows": True}, n=4, max_tokens=None, has_weights=False)
     _check({"nex_response_start": 5, "nex_select": True, "nex_return_sums": True})
+    _check({"nex_select": True, "nex_return_sums": True}, logprobs_mode="processed_logprobs")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,8 @@ def test_what_an_engine_can_do_is_let_through() -> None:
     [
         ({"nex_select": True}, {"has_weights": False}, ["--nex-weights"]),
         ({"nex_select": "all"}, {"has_weights": False}, ["--nex-weights"]),
+        ({"nex_select": "logprob"}, {"logprobs_mode": "processed_logprobs"}, ["--logprobs-mode processed_logprobs"]),
+        ({"nex_return_rows": True}, {"logprobs_mode": "raw_logits"}, ["start it with raw_logprobs"]),
         ({"nex_response_start": 5}, {"teacher_forced": False}, ["teacher_forced"]),
         ({"nex_response_start": 5}, {"n": 2}, ["n is 2"]),
         ({"nex_response_start": 5}, {"max_tokens": None}, ["max_tokens is None"]),
