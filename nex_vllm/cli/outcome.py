@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,17 @@ DEBUG_VARIABLE = "NEX_VLLM_TRACEBACK"
 
 
 class InterruptedRunError(Exception):
-    """The user pressed Ctrl-C; the message says what was kept and how to continue."""
+    """The user pressed Ctrl-C; `exit_status` adds the command that was given, to be run again.
+
+    Args:
+        kept: what is left of the work, after "interrupted".
+        purpose: what the same command does next, as in "to record the other 7".
+    """
+
+    def __init__(self, kept: str = "nothing is kept", purpose: str = "to start over") -> None:
+        super().__init__(kept, purpose)
+        self.kept = kept
+        self.purpose = purpose
 
 
 def exit_status(app: Callable[..., Any], arguments: Sequence[str]) -> int:
@@ -32,21 +43,32 @@ def exit_status(app: Callable[..., Any], arguments: Sequence[str]) -> int:
         status = app(args=list(arguments), prog_name="nex-vllm", standalone_mode=False)
     except KeyboardInterrupt:
         status = INTERRUPTED
+    except InterruptedRunError as error:
+        return _interrupted(error, arguments)
     except BrokenPipeError:
         # The reader (`| head`) has gone; what stdout still holds must not be flushed into the broken pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except Exception as error:
         sentence, status = _described(error, arguments)
-        return _failed(sentence, status)
+        sys.stderr.write(f"error: {' '.join(sentence.split())}\n")
+        return status
+    # Typer turns a KeyboardInterrupt that no command has caught into this status.
     if status == INTERRUPTED:
-        return _failed("interrupted before anything was written; run the command again", INTERRUPTED)
+        return _interrupted(InterruptedRunError("nothing is written"), arguments)
     return status if isinstance(status, int) else OK
+
+
+def _interrupted(error: InterruptedRunError, arguments: Sequence[str]) -> int:
+    # The command is quoted, not reworded: it must do the same when it is pasted into a shell.
+    command = shlex.join(["nex-vllm", *arguments])
+    sys.stderr.write(f"error: interrupted: {' '.join(error.kept.split())}; {error.purpose}, run: {command}\n")
+    return INTERRUPTED
 
 
 def _described(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
     """Return what to say about an error and the exit status that goes with it."""
-    for kind, status in ((InterruptedRunError, INTERRUPTED), (InputError, BAD_INPUT), (NexError, FAILURE)):
+    for kind, status in ((InputError, BAD_INPUT), (NexError, FAILURE)):
         if isinstance(error, kind):
             return str(error), status
     # Typer's own complaints about flags; recognised by their method, since older versions take click's class.
@@ -64,9 +86,3 @@ def _described(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
 def _help_of(arguments: Sequence[str]) -> str:
     first = arguments[0] if arguments else ""
     return f"nex-vllm {first} --help" if first in COMMANDS else "nex-vllm --help"
-
-
-def _failed(message: str, status: int) -> int:
-    sentence = " ".join(message.split())
-    sys.stderr.write(f"error: {sentence}\n")
-    return status
