@@ -6,27 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nex_vllm.algorithm.rows import KEY_UNIT_BITS, ResponseRows
-from nex_vllm.errors import InputError
-
-MAX_LAYERS = 1024
-"""Layers an accumulator has room for; a key beyond them is a damaged record, not a deep model."""
 
 
 def key_space(rows: ResponseRows) -> int:
-    """Return the smallest multiple of 65,536 above every key of ``rows``: the length of an array indexed by key.
-
-    Raises:
-        InputError: a key's layer is ``MAX_LAYERS`` or more.
-    """
-    if not len(rows.keys):
-        return 0
-    num_layers = (int(rows.keys.max()) >> KEY_UNIT_BITS) + 1
-    if num_layers > MAX_LAYERS:
-        raise InputError(
-            f"response {rows.response!r} has a key of layer {num_layers - 1}, expected fewer than {MAX_LAYERS} layers; "
-            "the record is damaged: record it again"
-        )
-    return num_layers << KEY_UNIT_BITS
+    """Return the smallest multiple of 65,536 above every key of ``rows``: the length of an array indexed by key."""
+    return ((int(rows.keys.max()) >> KEY_UNIT_BITS) + 1) << KEY_UNIT_BITS if len(rows.keys) else 0
 
 
 class KeyScratch:

@@ -14,6 +14,29 @@ KEY_UNIT_BITS = 16
 
 MAX_LAYER_WIDTH = 1 << KEY_UNIT_BITS
 
+MAX_LAYERS = 1024
+"""Most layers of a model, in every file and in memory: arrays indexed by key have 65,536 slots for each."""
+
+MAX_ROW_TOKENS = (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RowBounds:
+    """What a model and a recording allow; by default what the formats allow.
+
+    Attributes:
+        num_layers: layers of the model.
+        intermediate_size: units per layer.
+        row_tokens: most response tokens in a row.
+    """
+
+    num_layers: int = MAX_LAYERS
+    intermediate_size: int = MAX_LAYER_WIDTH
+    row_tokens: int = MAX_ROW_TOKENS
+
+
+WIDEST = RowBounds()
+
 
 @dataclass(frozen=True, slots=True)
 class ResponseRows:
@@ -50,21 +73,25 @@ class ResponseRows:
         """Number of response tokens."""
         return int(self.tokens.sum())
 
-    def validate(self) -> None:
-        """Check every promise of the attributes, in time linear in the entries.
+    def validate(self, bounds: RowBounds = WIDEST) -> None:
+        """Check every promise of the attributes, in time linear in the entries and without a loop over them.
 
-        A mass of exactly 0 is let through: it is no evidence of anything and cannot be told from a denormal
-        that a device flushed.
+        Args:
+            bounds: of the model and the recording, where they are known.
 
         Raises:
-            InputError: a promise is broken; the message names the response and the promise.
+            InputError: a promise is broken; the message names the response, the row and the promise.
         """
-        broken = self._broken_layout() or self._broken_content()
-        if broken is not None:
-            raise InputError(f"the rows of response {self.response!r} are unusable: {broken}; record it again")
+        problem = self._layout_problem() or self._content_problem(bounds)
+        if problem is not None:
+            raise InputError(f"the rows of response {self.response!r:.80} are unusable: {problem}; record it again")
 
-    def _broken_layout(self) -> str | None:
+    def _layout_problem(self) -> str | None:
         num_rows, num_entries = len(self.tokens), len(self.keys)
+        for name, dtype in _DTYPES.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.ndim != 1:
+                return f"{name} is {array.dtype} {list(array.shape)}, expected {np.dtype(dtype)} [n]"
         if len(self.indptr) != num_rows + 1 or self.indptr[0] != 0 or self.indptr[-1] != num_entries:
             return f"indptr does not lay out {num_entries} keys over {num_rows} rows"
         if np.any(self.indptr[1:] < self.indptr[:-1]):
@@ -75,15 +102,55 @@ class ResponseRows:
             return f"there are {num_rows} rows, {len(self.entropy)} entropies and {len(self.logprob)} log-probabilities"
         return None
 
-    def _broken_content(self) -> str | None:
-        if np.any(self.tokens < 1):
-            return "a row has no tokens"
-        rising = self.keys[1:] > self.keys[:-1]
-        row_starts = self.indptr[1:-1]
-        rising[row_starts[(row_starts > 0) & (row_starts < len(self.keys))] - 1] = True
-        if not rising.all():
-            return "the keys of a row are not strictly ascending"
+    def _content_problem(self, bounds: RowBounds) -> str | None:
+        wrong_tokens = (self.tokens < 1) | (self.tokens > bounds.row_tokens)
+        if wrong_tokens.any():
+            row = int(wrong_tokens.argmax())
+            return f"row {row} has {self.tokens[row]} tokens, expected 1 to {bounds.row_tokens}"
+        found = find_wrong_key(self.keys, bounds, self.indptr[1:-1])
         # Written so that NaN fails too: every comparison with it is False.
-        if len(self.masses) and not (self.masses.min() >= 0 and self.masses.max() < np.inf):
-            return "a mass is negative or not finite"
+        if found is None and len(self.masses) and not (self.masses.min() > 0 and self.masses.max() < np.inf):
+            position = int((~((self.masses > 0) & (self.masses < np.inf))).argmax())
+            found = position, f"the mass {self.masses[position]}, expected a positive finite number"
+        if found is None:
+            return None
+        position, problem = found
+        return f"row {int(np.searchsorted(self.indptr, position, side='right')) - 1} has {problem}"
+
+
+_DTYPES = {
+    "tokens": np.int32,
+    "indptr": np.int64,
+    "keys": np.uint32,
+    "masses": np.float32,
+    "entropy": np.float32,
+    "logprob": np.float32,
+}
+
+
+def find_wrong_key(
+    keys: npt.NDArray[np.uint32], bounds: RowBounds, row_starts: npt.NDArray[np.int64] | None = None
+) -> tuple[int, str] | None:
+    """Return (position, what is wrong) of a key that does not ascend or names no neuron, None where all are sound.
+
+    Args:
+        keys: uint32 [E].
+        bounds: layers and units of the model.
+        row_starts: int64 [n], where rows after the first start; a key there may be smaller than the one before.
+    """
+    if not len(keys):
         return None
+    ascends = keys[1:] > keys[:-1]
+    if row_starts is not None:
+        ascends[row_starts[(row_starts > 0) & (row_starts < len(keys))] - 1] = True
+    if not ascends.all():
+        return int(ascends.argmin()) + 1, "keys that are not strictly ascending"
+    position = int(keys.argmax())
+    layer = int(keys[position]) >> KEY_UNIT_BITS
+    if layer >= bounds.num_layers:
+        return position, f"a key of layer {layer}, but the model has {bounds.num_layers} layers"
+    units = keys & np.uint32(MAX_LAYER_WIDTH - 1)
+    position = int(units.argmax())
+    if int(units[position]) >= bounds.intermediate_size:
+        return position, f"a key of unit {units[position]}, but a layer has {bounds.intermediate_size} units"
+    return None

@@ -125,13 +125,10 @@ def rank_correlation(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -
 
     None where it is not defined: n < 2, or one of the two is constant.
     """
-    ranks_a, ranks_b = _centred_ranks(a), _centred_ranks(b)
+    if len(a) < 2:
+        return None
+    from scipy.stats import rankdata
+
+    ranks_a, ranks_b = (rankdata(values) - (len(values) + 1) / 2 for values in (a, b))
     scale = float(np.sqrt((ranks_a**2).sum() * (ranks_b**2).sum()))
     return float((ranks_a * ranks_b).sum()) / scale if scale > 0.0 else None
-
-
-def _centred_ranks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean_ranks = np.cumsum(counts) - (counts - 1) / 2
-    ranks: npt.NDArray[np.float64] = mean_ranks[inverse] - (len(values) + 1) / 2
-    return ranks

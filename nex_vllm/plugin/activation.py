@@ -9,8 +9,7 @@ from typing import Any
 
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.settings import CONFIG_KEY, DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, NexSettings, ResolvedSettings
-from nex_vllm.storage.fingerprint import model_fingerprint
-from nex_vllm.storage.weights import check_fits, load_weights
+from nex_vllm.storage import check_fits, load_weights, model_fingerprint
 
 WORKERS = {
     "vllm.v1.worker.cpu_worker.CPUWorker": "nex_vllm.plugin.worker.CPUWorker",

@@ -17,7 +17,7 @@ from nex_vllm.plugin.parallel import tensor_parallel_ranks
 from nex_vllm.recording.record import Record
 from nex_vllm.recording.recorder import PendingStep, Recorder, RecordingOptions, rows_needed
 from nex_vllm.records import STEP_ATTRIBUTE
-from nex_vllm.storage.weights import load_weights
+from nex_vllm.storage import load_weights
 
 logger = init_logger("vllm.nex")
 

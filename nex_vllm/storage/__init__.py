@@ -8,15 +8,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nex_vllm.storage.atomic import atomic_output, check_writable_output, write_atomically
+from nex_vllm.storage.atomic import atomic_output, check_writable_output, refuse_output_inside, write_atomically
+from nex_vllm.storage.cache_format import CachedResponse
+from nex_vllm.storage.files import abbreviate, error_reason, read_json_object
 from nex_vllm.storage.fingerprint import model_fingerprint
-from nex_vllm.storage.jsonl import GivenResponse, Prompt, read_prompts, read_responses
+from nex_vllm.storage.metadata import CacheMeta, WeightsMeta
+from nex_vllm.storage.prompts import GivenResponse, Prompt, read_prompts, read_responses
 from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights, save_weights
-from nex_vllm.storage.weights_header import WeightsMeta
 
 if TYPE_CHECKING:
-    from nex_vllm.storage.cache_log import CachedResponse
-    from nex_vllm.storage.cache_meta import CacheMeta
     from nex_vllm.storage.cache_reader import CacheReader
     from nex_vllm.storage.cache_writer import CacheWriter
 
@@ -29,27 +29,26 @@ __all__ = [
     "Prompt",
     "WeightsFile",
     "WeightsMeta",
+    "abbreviate",
     "atomic_output",
     "check_fits",
     "check_writable_output",
+    "error_reason",
     "load_weights",
     "model_fingerprint",
+    "read_json_object",
     "read_prompts",
     "read_responses",
+    "refuse_output_inside",
     "save_weights",
     "write_atomically",
 ]
 
-_LATER = {
-    "CacheMeta": "cache_meta",
-    "CacheReader": "cache_reader",
-    "CacheWriter": "cache_writer",
-    "CachedResponse": "cache_log",
-}
+_LATER = {"CacheReader": "cache_reader", "CacheWriter": "cache_writer"}
 
 
 def __getattr__(name: str) -> Any:
-    """Load the cache's classes when they are first asked for."""
+    """Load what needs pyarrow when it is first asked for."""
     if name in _LATER:
         return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nex_vllm.errors import InputError, NexError
-from nex_vllm.storage.readable import StrPath, reason
+from nex_vllm.storage.files import StrPath, error_reason
 
 TEMPORARY_SUFFIX = ".nex-tmp"
-"""Ends the name of every file in the making, so that what a killed process left can be told and removed."""
+"""Ends the name of every unfinished file, so that what a killed process left can be recognised and removed."""
 
 
 @contextlib.contextmanager
 def atomic_output(path: StrPath) -> Iterator[BinaryIO]:
     """Open a binary file that becomes ``path`` when the block ends, and vanishes when the block fails.
 
-    The bytes go to a hidden name in the same directory (a rename is atomic within one file system only), are
-    forced to disk, and only then take the name: a reader, or a crash, sees the old file or the whole new one.
-    An existing file is replaced; ask :func:`check_writable_output` first.
+    The bytes are forced to disk under a hidden name in the same directory and only then take the name: a reader, or a
+    crash, sees the old file or the whole new one. An existing file is replaced, see :func:`check_writable_output`.
 
     Raises:
         NexError: the file could not be written (disk full, directory gone); nothing new is left behind.
@@ -61,11 +60,7 @@ def write_atomically(path: StrPath, data: bytes) -> None:
 
 
 def sync_directory(directory: StrPath) -> None:
-    """Force a directory's entries to disk, so that a rename in it survives a power cut.
-
-    Raises:
-        OSError: the directory cannot be opened or the disk fails.
-    """
+    """Force a directory's entries to disk, so that a rename in it survives a power cut; `OSError` where that fails."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -77,24 +72,39 @@ def sync_directory(directory: StrPath) -> None:
         os.close(descriptor)
 
 
-def check_writable_output(path: StrPath, force: bool = False) -> None:
+def refuse_output_inside(path: StrPath, source: StrPath) -> None:
+    """Raise `InputError` for an output that is the file ``source``, also by a link, or lies in that directory."""
+    target, read = Path(path).resolve(), Path(source).resolve()
+    if target.is_relative_to(read) or (target.exists() and read.exists() and target.samefile(read)):
+        where = f"inside {source}, which" if read.is_dir() else f"the file {source}, which"
+        raise InputError(f"the output {path} is {where} is read; give a path outside of what is read")
+
+
+def check_writable_output(path: StrPath, force: bool = False, source: StrPath | None = None) -> None:
     """Refuse an output path that could not be written at the end, before the long work that leads there.
 
     Args:
         path: where the output will go.
         force: whether an existing regular file may be replaced.
+        source: a file or directory that the work reads, see :func:`refuse_output_inside`.
 
     Raises:
         InputError: the file exists and ``force`` is off; a directory or a device has the name; the parent
-            directory is missing, is a file, or takes no new file.
+            directory is missing, is a file, or takes no new file; the path is empty or ``-``.
     """
+    if os.fspath(path) in {"", "-"}:
+        raise InputError(
+            f"the output is {os.fspath(path)!r}, expected the name of a file; nothing is written to standard output"
+        )
+    if source is not None:
+        refuse_output_inside(path, source)
     target = Path(path)
     try:
         mode = target.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
-        raise InputError(f"the output {path} cannot be looked at: {reason(error)}; give another path") from None
+        raise InputError(f"the output {path} cannot be looked at: {error_reason(error)}; give another path") from None
     else:
         if stat.S_ISDIR(mode):
             raise InputError(f"the output {path} is a directory; give the name of a file in it")
@@ -114,10 +124,12 @@ def check_writable_output(path: StrPath, force: bool = False) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"the directory {parent} of the output {path} takes no new file ({reason(error)}); "
+            f"the directory {parent} of the output {path} takes no new file ({error_reason(error)}); "
             "give a path in a directory you can write to"
         ) from None
 
 
 def _write_failure(path: StrPath, error: OSError) -> NexError:
-    return NexError(f"{path} could not be written ({reason(error)}); free space or give another path, then try again")
+    return NexError(
+        f"{path} could not be written ({error_reason(error)}); free space or give another path, then try again"
+    )

@@ -6,27 +6,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nex_vllm.algorithm.rows import ResponseRows
-from nex_vllm.errors import InputError
-from nex_vllm.storage.cache_log import CachedResponse, read_log
-from nex_vllm.storage.cache_meta import LOG_NAME, CacheMeta, read_cache_meta, shard_paths
-from nex_vllm.storage.readable import StrPath, shown
-from nex_vllm.storage.shard_open import SHARD_REMEDY
-from nex_vllm.storage.shard_read import ShardIndex, index_shard, read_shard
+from nex_vllm.errors import InputError, NexError
+from nex_vllm.storage.cache_format import LIST_NAME, META_NAME, CachedResponse, read_cache_meta, read_list
+from nex_vllm.storage.files import StrPath, abbreviate
+from nex_vllm.storage.metadata import CacheMeta
+from nex_vllm.storage.shards import ShardIndex, index_shard, parse_shard_name, read_shard, shard_paths
 
 
 class CacheReader:
-    """The finished responses of a cache, as they were when it was opened.
+    """The finished responses of a cache, as they were when it was opened, also while a run adds to it.
 
     A response counts when it is listed in ``responses.jsonl`` and all its rows are there; what a killed run left beside
-    them is passed over. A cache from elsewhere that has no ``responses.jsonl`` at all counts every response of its
-    shards, without texts (our writer makes that file before anything else). A cache can be read while a run adds to it.
+    them is passed over. A cache from elsewhere that has no ``responses.jsonl`` counts every response of its shards.
 
-    Opening reads the list and the small columns of every shard, so that a damaged shard is found before long work;
-    memory stays bounded by the ids, one response, and one batch of rows.
+    No kill leaves a response that is listed but has no rows: its shard was deleted or moved. Such responses are in
+    ``missing`` and nowhere else; :meth:`check_complete` refuses a cache that has any.
+
+    Opening reads the list, checks every shard against the digest in its name, and reads its small columns: a damaged
+    shard is found before long work. Memory is bounded by the ids, one response, and one batch of rows.
 
     Attributes:
         directory: the cache.
         meta: how it was recorded.
+        shards: in the order in which they were written.
+        num_listed: responses in ``responses.jsonl``; None where a foreign cache has no such file.
+        missing: ids of the responses that are listed but whose rows are gone.
         finished: ids of the responses that count.
 
     Raises:
@@ -35,16 +39,40 @@ class CacheReader:
 
     def __init__(self, directory: StrPath) -> None:
         self.directory = Path(directory)
-        self.meta: CacheMeta = read_cache_meta(self.directory)
+        meta, sealed = read_cache_meta(self.directory)
+        self.meta: CacheMeta = meta
         # The list before the shards: a run that adds meanwhile makes the shard first, so what is listed has its rows.
-        log = self.directory / LOG_NAME
-        listed = {response.id: _token_count(response) for _, response in read_log(log)} if log.exists() else None
-        self.shards: list[ShardIndex] = [index_shard(path, self.meta) for path in shard_paths(self.directory)]
-        self.finished: frozenset[str] = _finished(self.shards, listed)
+        path = self.directory / LIST_NAME
+        entries = read_list(path, sealed) if path.exists() else None
+        listed = None if entries is None else {entry.id: len(entry.token_ids or ()) for _, entry in entries}
+        self.shards: list[ShardIndex] = [index_shard(path) for path in shard_paths(self.directory)]
+        self._shard_of = _locate(self.shards, listed)
+        self.num_listed: int | None = None if listed is None else len(listed)
+        self.missing: tuple[str, ...] = tuple(name for name in listed or () if name not in self._shard_of)
+        self.finished: frozenset[str] = frozenset(self._shard_of)
 
     def __len__(self) -> int:
-        """Number of finished responses."""
+        """Number of finished responses: those whose rows can be read."""
         return len(self.finished)
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes of the cache's files."""
+        paths = [self.directory / META_NAME, self.directory / LIST_NAME, *(shard.path for shard in self.shards)]
+        return sum(path.stat().st_size for path in paths if path.exists())
+
+    def check_complete(self) -> None:
+        """Refuse a cache in which rows of listed responses are missing.
+
+        Raises:
+            NexError: both counts are named.
+        """
+        if self.missing:
+            raise NexError(
+                f"the cache {self.directory} lists {self.num_listed} responses, but has the rows of {len(self)} only "
+                f"({abbreviate(self.missing[0])} has none): a rows-*.parquet is gone; put it back, or run `nex-vllm "
+                "record` on this cache again"
+            )
 
     def responses(self) -> Iterator[CachedResponse]:
         """Yield the finished responses in the order in which they finished.
@@ -52,10 +80,10 @@ class CacheReader:
         Raises:
             InputError: the cache has no ``responses.jsonl``.
         """
-        log = self.directory / LOG_NAME
-        if not log.exists():
-            raise InputError(f"{log} does not exist, so the cache has no texts; its rows can be read without them")
-        for _, response in read_log(log):
+        path = self.directory / LIST_NAME
+        if not path.exists():
+            raise InputError(f"{path} does not exist, so the cache has no texts; its rows can be read without them")
+        for _, response in read_list(path):
             if response.id in self.finished:
                 yield response
 
@@ -65,34 +93,33 @@ class CacheReader:
         Arrays may be read-only views; keep a response no longer than needed, or copy.
         """
         for shard in self.shards:
-            if not self.finished.isdisjoint(shard.ids):
-                yield from read_shard(shard, self.meta, self.finished)
+            wanted = {response for response in shard.num_tokens if self._shard_of.get(response) is shard}
+            if wanted:
+                yield from read_shard(shard, self.meta.bounds, wanted)
 
 
-def _token_count(response: CachedResponse) -> int | None:
-    return len(response.token_ids) if response.token_ids else None
+def _locate(shards: list[ShardIndex], listed: dict[str, int] | None) -> dict[str, ShardIndex]:
+    """Return the shard of each response that counts; ``listed`` maps ids to their token counts, 0 where unknown.
 
-
-def _finished(shards: list[ShardIndex], listed: dict[str, int | None] | None) -> frozenset[str]:
-    """Return the ids that count; ``listed`` maps the ids of the list to their token counts, where known.
-
-    Raises:
-        InputError: a finished response is in two shards, or has rows for another number of tokens than its list entry.
+    A kill between a shard and its lines leaves rows that do not count, and the next run records those responses again:
+    of two shards of ours the later one counts. Raises `InputError` where both are another program's, or where a
+    response has rows for another number of tokens than its line.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, ShardIndex] = {}
     for shard in shards:
-        for response, num_tokens in zip(shard.ids, shard.num_tokens.tolist(), strict=True):
-            if listed is not None and response not in listed:
-                continue
-            if response in found:
-                raise InputError(
-                    f"{shard.path}: response {shown(response)} is in {found[response].name} too; delete one of the two"
-                )
-            expected = listed[response] if listed is not None else None
-            if expected is not None and expected != num_tokens:
-                raise InputError(
-                    f"{shard.path}: response {shown(response)} has rows for {num_tokens} tokens, but {LOG_NAME} lists "
-                    f"{expected}; {SHARD_REMEDY}"
-                )
-            found[response] = shard.path
-    return frozenset(found)
+        for response in shard.num_tokens:
+            if listed is None or response in listed:
+                if response in found and parse_shard_name(shard.path)[1] is None:
+                    raise InputError(
+                        f"{shard.path}: response {abbreviate(response)} is in {found[response].path.name} too; delete "
+                        "one of the two"
+                    )
+                found[response] = shard
+    for response, shard in found.items():
+        expected, tokens = (listed or {}).get(response), shard.num_tokens[response]
+        if expected and expected != tokens:
+            raise InputError(
+                f"{shard.path}: response {abbreviate(response)} has rows for {tokens} tokens, but {LIST_NAME} lists "
+                f"{expected}; delete this file and record again to replace its responses"
+            )
+    return found

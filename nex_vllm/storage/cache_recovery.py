@@ -1,69 +1,102 @@
-"""Making a cache whole again after a run was killed, before another run adds to it."""
+"""Making a cache whole again after a run was killed, before another run adds to it. Nothing recorded is deleted."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from nex_vllm.errors import InputError
-from nex_vllm.storage.atomic import TEMPORARY_SUFFIX, atomic_output
-from nex_vllm.storage.cache_log import read_log
-from nex_vllm.storage.cache_meta import LOCK_NAME, LOG_NAME, META_NAME, CacheMeta, check_continues, write_cache_meta
+from nex_vllm.storage.atomic import TEMPORARY_SUFFIX, atomic_output, sync_directory, write_atomically
+from nex_vllm.storage.cache_format import LIST_NAME, META_NAME, check_continues, read_list, write_cache_meta
 from nex_vllm.storage.cache_reader import CacheReader
-from nex_vllm.storage.shard_read import read_shard
-from nex_vllm.storage.shard_write import write_shard
+from nex_vllm.storage.metadata import CacheMeta
+from nex_vllm.storage.shards import parse_shard_name
+
+LOCK_NAME = ".lock"
+_ASIDE = "orphaned-"
 
 
-def create_or_recover(directory: Path, meta: CacheMeta) -> frozenset[str]:
-    """Make ``directory`` a cache with nothing in it but finished responses, and return their ids.
+def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[frozenset[str], list[str]]:
+    """Make ``directory`` a cache that can be added to; the caller holds the lock.
 
-    The caller holds the lock. Each step leaves the set of finished responses as it was, so a kill in between
-    only leaves work for the next time.
+    A kill can leave one shard none of whose responses is listed: it is moved aside, to a name that no reader looks at.
+    Lines of the list whose rows are gone are moved aside too, so that these responses can be recorded again. Each step
+    leaves the set of finished responses as it was, so a kill in between only leaves work for the next time.
+
+    Returns:
+        The ids of the finished responses, and a sentence for each thing that was moved aside.
 
     Raises:
-        InputError: the directory holds something else, or a cache of another kind, or a damaged one.
+        InputError: the directory holds something else, or a cache of another kind, or a damaged one, or one with more
+            unlisted shards than a kill can leave.
         NexError: writing failed.
     """
-    for stray in directory.glob(f".*{TEMPORARY_SUFFIX}"):
-        stray.unlink()
+    for unfinished in directory.glob(f".*{TEMPORARY_SUFFIX}"):
+        unfinished.unlink()
     if not (directory / META_NAME).exists():
         _create(directory, meta)
-        return frozenset()
-    if not (directory / LOG_NAME).exists():
+        return frozenset(), []
+    if not (directory / LIST_NAME).exists():
         raise InputError(
-            f"{directory / LOG_NAME} does not exist, so nothing tells which responses are finished; put it back, or "
+            f"{directory / LIST_NAME} does not exist, so nothing tells which responses are finished; put it back, or "
             "record into another directory"
         )
     cache = CacheReader(directory)
     check_continues(directory, cache.meta, meta)
-    # Finished is what both the list and the shards have. Taking away what only one of them has changes nothing
-    # in that, in any order, and makes room for recording those responses again without a duplicate.
-    _keep_listed(directory / LOG_NAME, cache.finished)
-    for shard in cache.shards:
-        kept = cache.finished.intersection(shard.ids)
-        if not kept:
-            shard.path.unlink()
-        elif len(kept) < len(shard.ids):
-            write_shard(shard.path, read_shard(shard, meta, kept))
-    return cache.finished
+    notices = _set_unlisted_shards_aside(cache)
+    if cache.missing:
+        notices.append(_set_lines_without_rows_aside(cache))
+    _keep_whole_lines(cache)
+    return cache.finished, notices
 
 
 def _create(directory: Path, meta: CacheMeta) -> None:
-    log = directory / LOG_NAME
+    path = directory / LIST_NAME
     # A run killed right here leaves the lock and an empty list: still ours to take.
-    others = sorted(path.name for path in directory.iterdir() if path.name not in {LOCK_NAME, LOG_NAME})
-    if others or (log.exists() and log.stat().st_size > 0):
+    others = sorted(entry.name for entry in directory.iterdir() if entry.name not in {LOCK_NAME, LIST_NAME})
+    if others or (path.exists() and path.stat().st_size > 0):
         raise InputError(
-            f"{directory} is not empty and not an activation cache (it has {(others or [LOG_NAME])[0]!r} but no "
+            f"{directory} is not empty and not an activation cache (it has {(others or [LIST_NAME])[0]!r} but no "
             f"{META_NAME}); give a new or an empty directory"
         )
     # The list before meta.json: whatever is a cache has its list, so a missing one is never taken for a new one.
-    log.touch()
+    path.touch()
     write_cache_meta(directory, meta)
 
 
-def _keep_listed(log: Path, finished: frozenset[str]) -> None:
-    """Rewrite the list without a torn last line and without responses that are not finished, if it has any."""
-    kept = sum(len(line) for line, response in read_log(log) if response.id in finished)
-    if kept != log.stat().st_size:
-        with atomic_output(log) as handle:
-            handle.writelines(line for line, response in read_log(log) if response.id in finished)
+def _set_unlisted_shards_aside(cache: CacheReader) -> list[str]:
+    unlisted = [shard.path for shard in cache.shards if cache.finished.isdisjoint(shard.num_tokens)]
+    # A commit that is tried again after a full disk may leave two files, of the same number.
+    if len({parse_shard_name(path)[0] for path in unlisted}) > 1:
+        raise InputError(
+            f"the cache {cache.directory} has {len(unlisted)} shards ({unlisted[0].name} and others) none of whose "
+            f"responses is in {LIST_NAME}, and a killed run leaves at most one: put the list back, or record into "
+            "another directory"
+        )
+    for path in unlisted:
+        path.rename(path.with_name(_ASIDE + path.name))
+        sync_directory(cache.directory)
+    return [
+        f"{path}: none of its responses is in {LIST_NAME}, as after a run that was killed; it is kept as "
+        f"{_ASIDE}{path.name}, and its responses are recorded again"
+        for path in unlisted
+    ]
+
+
+def _set_lines_without_rows_aside(cache: CacheReader) -> str:
+    lines = b"".join(line for line, response in read_list(cache.directory / LIST_NAME) if response.id in cache.missing)
+    aside = cache.directory / f"{_ASIDE}{hashlib.sha256(lines).hexdigest()[:16]}-{LIST_NAME}"
+    write_atomically(aside, lines)
+    return (
+        f"{cache.directory / LIST_NAME} lists {len(cache.missing)} responses whose rows are gone; their lines are kept "
+        f"as {aside.name}, and they are recorded again"
+    )
+
+
+def _keep_whole_lines(cache: CacheReader) -> None:
+    """Rewrite the list without a torn last line and without responses that have no rows, if it has any."""
+    path = cache.directory / LIST_NAME
+    kept = sum(len(line) for line, response in read_list(path) if response.id in cache.finished)
+    if kept != path.stat().st_size:
+        with atomic_output(path) as handle:
+            handle.writelines(line for line, response in read_list(path) if response.id in cache.finished)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from filelock import FileLock, Timeout
 
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.errors import InputError, NexError
-from nex_vllm.storage.cache_check import check_rows
-from nex_vllm.storage.cache_log import CachedResponse, encode_response
-from nex_vllm.storage.cache_meta import LOCK_NAME, LOG_NAME, CacheMeta, check_cache_meta, shard_paths
-from nex_vllm.storage.cache_recovery import create_or_recover
-from nex_vllm.storage.jsonl import MAX_LINE_BYTES
-from nex_vllm.storage.readable import StrPath, reason, shown
-from nex_vllm.storage.shard_write import write_shard
+from nex_vllm.storage.cache_format import LIST_NAME, CachedResponse, encode_response
+from nex_vllm.storage.cache_recovery import LOCK_NAME, create_or_recover
+from nex_vllm.storage.convert import convert
+from nex_vllm.storage.files import StrPath, abbreviate, error_reason
+from nex_vllm.storage.metadata import CacheMeta
+from nex_vllm.storage.prompts import MAX_LINE_BYTES
+from nex_vllm.storage.shards import parse_shard_name, write_shard
 
 COMMIT_RESPONSES = 64
 COMMIT_BYTES = 32 << 20
@@ -27,32 +27,31 @@ COMMIT_SECONDS = 2.0
 
 @dataclass(slots=True)
 class _Batch:
-    """Responses that wait for their commit, and where on disk it will go."""
+    """Responses that wait for their commit, and where on disk it goes."""
 
     shard_number: int
-    log_start: int
+    list_start: int
     pending: dict[str, tuple[bytes, ResponseRows]] = field(default_factory=dict)
     pending_bytes: int = 0
 
 
-class CacheWriter:
+class CacheWriter(AbstractContextManager["CacheWriter", None]):
     """Create or continue a cache and add finished responses to it.
 
     Responses gather in memory and are committed together: 64 of them, 32 MiB, or whatever there is when a response
     comes more than two seconds after the last commit. A caller that then waits long for the next calls :meth:`flush`.
 
-    A commit, and why a kill or a power cut at any instant leaves a readable cache:
-
-    1. The shard is written under a hidden name, forced to disk, and renamed. Until then no reader looks at it.
-    2. The lines are appended to ``responses.jsonl`` and forced to disk. Until its line is whole, a response does not
-       count; rows without a line are passed over by readers, and removed when a run continues. A line that is torn is
-       the last and has no newline.
-
-    So whatever is listed has its rows on disk, and a response is in the cache once or not at all.
+    Why a kill or a power cut at any instant leaves a readable cache: first the shard is written under a hidden name,
+    forced to disk, and renamed; then the lines are appended to ``responses.jsonl`` and forced to disk. Until its line
+    is whole a response does not count, and readers pass over its rows; a torn line is the last and has no newline. So
+    whatever is listed has its rows on disk, and a response counts once or not at all.
 
     Args:
         directory: of the cache; made where it is missing (its parent must exist).
         meta: how rows are recorded; a cache that exists must have been recorded so too.
+
+    Attributes:
+        notices: a sentence for the user about each thing that was moved aside on opening (see `cache_recovery`).
 
     Raises:
         InputError: the directory is unusable, of another kind, damaged, or another process writes to it.
@@ -60,16 +59,16 @@ class CacheWriter:
     """
 
     def __init__(self, directory: StrPath, meta: CacheMeta) -> None:
-        check_cache_meta(meta, "the cache to be written")
+        convert(asdict(meta), CacheMeta, "the cache to be written")
         self.directory = Path(directory)
         self.meta = meta
-        _make_directory(self.directory)
-        self._lock: int | None = _locked(self.directory)
+        self._lock = _locked(self.directory)
         try:
-            self._finished = set(create_or_recover(self.directory, meta))
-            self._batch = _Batch(_next_shard_number(self.directory), (self.directory / LOG_NAME).stat().st_size)
+            finished, self.notices = create_or_recover(self.directory, meta)
+            self._finished = set(finished)
+            self._batch = _Batch(_next_shard_number(self.directory), (self.directory / LIST_NAME).stat().st_size)
         except BaseException as error:
-            self._unlock()
+            self._lock.release()
             if isinstance(error, OSError):
                 raise _failed(self.directory, error) from error
             raise
@@ -87,7 +86,7 @@ class CacheWriter:
             InputError: the id was added before, the rows are not this response's, or they break the format.
             NexError: a commit was due and failed (disk full); the response is kept for another try.
         """
-        if self._lock is None:
+        if not self._lock.is_locked:
             raise NexError(f"the cache {self.directory} is closed; open it again to add to it")
         line = self._checked_line(response, rows)
         batch = self._batch
@@ -101,121 +100,95 @@ class CacheWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Commit what has gathered; when it returns, everything added so far survives a power cut.
-
-        Raises:
-            NexError: writing failed; nothing that was finished is lost, and it can be called again.
-        """
+        """Commit what has gathered, so that it survives a power cut; after a `NexError` it can be called again."""
         batch = self._batch
         if batch.pending:
-            write_shard(
-                self.directory / f"rows-{batch.shard_number:06d}.parquet", (rows for _, rows in batch.pending.values())
-            )
+            shard = write_shard(self.directory, batch.shard_number, [rows for _, rows in batch.pending.values()])
             lines = b"".join(line for line, _ in batch.pending.values())
-            self._append_to_list(batch.log_start, lines)
+            try:
+                for earlier in self.directory.glob(f"rows-{batch.shard_number:06d}-*.parquet"):
+                    if earlier != shard:
+                        earlier.unlink()  # of a try that failed; the new file has its rows too
+                self._append_to_list(batch.list_start, lines)
+            except OSError as error:
+                raise _failed(self.directory, error) from error
             self._finished.update(batch.pending)
             # One assignment is the whole step: after a failure, or a Ctrl-C, anywhere before it, the next try writes
-            # the same shard and the same stretch of the list again, so that nothing comes to be there twice.
-            self._batch = _Batch(batch.shard_number + 1, batch.log_start + len(lines))
+            # the same shard and the same stretch of the list again, so that nothing is there twice.
+            self._batch = _Batch(batch.shard_number + 1, batch.list_start + len(lines))
         self._last_commit = time.monotonic()
 
     def close(self) -> None:
         """Commit what has gathered and let others write."""
-        if self._lock is not None:
+        if self._lock.is_locked:
             try:
                 self.flush()
             finally:
-                self._unlock()
+                self._lock.release()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close, after a failure too: what was added is finished all the same."""
         self.close()
 
     def _checked_line(self, response: CachedResponse, rows: ResponseRows) -> bytes:
-        where = f"the response {shown(response.id)} for the cache {self.directory}"
-        if not response.id or not _is_unicode(response.id):
-            raise InputError(f"{where}: expected an id that is not empty and can be written as UTF-8")
+        where = f"the response {abbreviate(response.id)} for the cache {self.directory}"
+        if not response.id:
+            raise InputError(f"{where}: expected an id that is not empty")
         if response.id in self._finished or response.id in self._batch.pending:
             raise InputError(f"{where} is there already; give each response an id of its own")
         if rows.response != response.id:
-            raise InputError(f"{where} came with the rows of {shown(rows.response)}")
-        check_rows(rows, self.meta, where)
+            raise InputError(f"{where} came with the rows of {abbreviate(rows.response)}")
+        if not rows.num_rows:
+            raise InputError(f"{where} has no rows; a response without tokens is not recorded")
+        rows.validate(self.meta.bounds)
         if response.token_ids is None or len(response.token_ids) != rows.num_tokens:
             have = "no" if response.token_ids is None else len(response.token_ids)
             raise InputError(f"{where} has {have} token ids, but rows for {rows.num_tokens} tokens; expected as many")
-        line = encode_response(response)
+        try:
+            line = encode_response(response)
+        except UnicodeEncodeError:
+            raise InputError(f"{where}: a text has half of a surrogate pair, expected whole characters") from None
         if len(line) > MAX_LINE_BYTES:
             raise InputError(f"{where} takes {len(line)} bytes of text and tokens, expected at most {MAX_LINE_BYTES}")
         return line
 
     def _append_to_list(self, start: int, lines: bytes) -> None:
-        path = self.directory / LOG_NAME
-        try:
-            # Unbuffered: after a full disk a buffer would try once more on closing, behind our back.
-            with path.open("r+b", buffering=0) as handle:
-                handle.truncate(start)
-                handle.seek(start)
-                rest = memoryview(lines)
-                while rest:
-                    rest = rest[handle.write(rest) :]
-                os.fsync(handle.fileno())
-        except OSError as error:
-            raise _failed(path, error) from error
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        # Unbuffered: after a full disk a buffer would try once more on closing, behind our back.
+        with (self.directory / LIST_NAME).open("r+b", buffering=0) as handle:
+            handle.truncate(start)
+            handle.seek(start)
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[handle.write(rest) :]
+            os.fsync(handle.fileno())
 
 
-def _make_directory(directory: Path) -> None:
+def _locked(directory: Path) -> FileLock:
+    """Make the directory if it is missing and take its lock, which the kernel lets go when the process dies."""
     try:
         directory.mkdir(exist_ok=True)
+        lock = FileLock(directory / LOCK_NAME, timeout=0, mode=0o666, thread_local=False)
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"another process is writing to the cache {directory}; wait until it ends, or give another directory"
+        ) from None
     except FileExistsError:
         raise InputError(f"{directory} is a file, expected the directory of an activation cache") from None
     except FileNotFoundError:
         raise InputError(f"the directory {directory.parent} does not exist; create it first") from None
-    except OSError as error:
-        raise InputError(f"the directory {directory} cannot be made: {reason(error)}; give another path") from None
-
-
-def _locked(directory: Path) -> int:
-    """Return the descriptor that holds the cache's lock, which the kernel lets go when the process dies."""
-    try:
-        descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         raise InputError(
-            f"the directory {directory} cannot be written to ({reason(error)}); give another path"
+            f"the directory {directory} cannot be made, written to or locked ({error_reason(error)}); give another path"
         ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise InputError(
-                f"another process is writing to the cache {directory}; wait until it ends, or give another directory"
-            ) from None
-        raise InputError(f"the cache {directory} cannot be locked ({reason(error)}); give a local directory") from None
-    return descriptor
+    return lock
 
 
 def _next_shard_number(directory: Path) -> int:
-    numbers = [path.stem.removeprefix("rows-") for path in shard_paths(directory)]
-    return max((int(number) + 1 for number in numbers if number.isascii() and number.isdecimal()), default=0)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return max((parse_shard_name(path)[0] + 1 for path in directory.glob("*rows-*.parquet")), default=0)
 
 
 def _failed(path: Path, error: OSError) -> NexError:
-    return NexError(f"{path} could not be written ({reason(error)}); what was finished is kept, free space and go on")
+    return NexError(
+        f"{path} could not be written ({error_reason(error)}); what was finished is kept, free space and go on"
+    )

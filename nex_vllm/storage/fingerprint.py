@@ -10,32 +10,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nex_vllm.errors import InputError
-from nex_vllm.storage.readable import (
+from nex_vllm.storage.files import (
     StrPath,
+    abbreviate,
+    error_reason,
     parse_json_object,
     read_json_object,
-    reason,
     require_regular_file,
-    shown,
 )
 
 _SCHEME = b"nex-model-fingerprint/1\0"
 
 ARCHITECTURE_FIELDS = (
-    "architectures",
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "hidden_act",
-    "hidden_activation",
-    "mlp_bias",
-    "tie_word_embeddings",
-    "quantization_config",
+    *("architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "vocab_size", "hidden_act", "hidden_activation", "mlp_bias"),
+    *("tie_word_embeddings", "quantization_config"),
 )
 """Fields of config.json that are covered, at the top and inside ``text_config``."""
 
@@ -54,22 +43,17 @@ def model_fingerprint(model: StrPath | Mapping[str, Any]) -> str:
 
     - of ``config.json``, the fields in :data:`ARCHITECTURE_FIELDS`, at the top and inside ``text_config``, by value
       (neither the order nor the layout of the file counts; an absent field differs from ``null``);
-    - of each weight file, in the order of their names: its name, its size, its whole safetensors header (the name,
-      dtype, shape and place of every tensor), and the middle 4 KiB of every tensor (of 4,096 tensors spread
-      evenly where a file has more). Sampling every tensor tells apart two fine-tunings of one base that
-      touched different modules, which a few windows of the file would miss. The weight files are those that
-      ``model.safetensors.index.json`` lists, else every ``*.safetensors`` in the folder: a stray adapter or
-      a second copy in another format next to an indexed model changes nothing.
+    - of each weight file, in the order of their names: its name, its size, its whole safetensors header, and the middle
+      4 KiB of every tensor (of 4,096 tensors spread evenly where a file has more), which tells apart two fine-tunings
+      that touched different modules. The weight files are those that ``model.safetensors.index.json`` lists, else every
+      ``*.safetensors`` in the folder: a stray adapter next to an indexed model changes nothing.
 
-    Not covered: where the folder is and what it is called, README, tokenizer, generation settings, dtype overrides
-    and everything else given on a command line. A folder without safetensors (random or ``.bin`` weights) is
-    named by its configuration alone, so two of the same shape share a name. A megabyte or so is read per
-    weight file, never a whole one, and torch is not needed.
+    A folder without safetensors (random or ``.bin`` weights) is named by its configuration alone, so two of the same
+    shape share a name. A megabyte or so is read per weight file, and torch is not needed.
 
     Args:
         model: a local Hugging Face folder (for a hub id, the resolved snapshot folder), or the content of its
-            ``config.json``. The content is named by configuration alone; one that a library filled up with
-            defaults gets another name than the file, so give the folder wherever there is one.
+            ``config.json``, which is named by configuration alone: give the folder wherever there is one.
 
     Raises:
         InputError: not a folder; no usable ``config.json``; a weight file that is broken, or listed but missing.
@@ -81,7 +65,7 @@ def model_fingerprint(model: StrPath | Mapping[str, Any]) -> str:
         folder = Path(model)
         if not folder.is_dir():
             raise InputError(f"{model} is not a folder; give the model's local folder, the one that holds config.json")
-        config = read_json_object(folder / "config.json", _MAX_CONFIG_BYTES, "a model's config.json", infinities=True)
+        config = read_json_object(folder / "config.json", _MAX_CONFIG_BYTES, "a model's config.json")
         _add(digest, _canonical_config(config))
         for name in _weight_files(folder):
             _add(digest, name.encode("utf-8", "surrogateescape"))
@@ -104,7 +88,7 @@ def _canonical_config(config: Mapping[str, Any]) -> bytes:
         return json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"the model's configuration is not plain JSON ({reason(error)}); give config.json's content"
+            f"the model's configuration is not plain JSON ({error_reason(error)}); give config.json's content"
         ) from None
 
 
@@ -113,7 +97,7 @@ def _weight_files(folder: Path) -> list[str]:
     try:
         present = {entry.name for entry in folder.iterdir() if entry.name.endswith(".safetensors")}
     except OSError as error:
-        raise InputError(f"the folder {folder} cannot be listed: {reason(error)}") from None
+        raise InputError(f"the folder {folder} cannot be listed: {error_reason(error)}") from None
     index_path = folder / _INDEX_NAME
     if not index_path.exists():
         return sorted(present)
@@ -123,7 +107,7 @@ def _weight_files(folder: Path) -> list[str]:
     listed = set(weight_map.values())
     missing = sorted(listed - present)
     if missing and present:
-        raise InputError(f"{index_path} lists {shown(missing[0])}, which is not there; download the model again")
+        raise InputError(f"{index_path} lists {abbreviate(missing[0])}, which is not there; download the model again")
     return sorted(listed & present)
 
 
@@ -140,12 +124,12 @@ def _add_weight_file(digest: hashlib._Hash, path: Path) -> None:
             for sample in _tensor_samples(handle, header, 8 + header_bytes):
                 _add(digest, sample)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from None
+        raise InputError(f"{path} cannot be read: {error_reason(error)}") from None
     except InputError:
         raise
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"{path} has a safetensors header that cannot be read ({reason(error)}); download it again"
+            f"{path} has a safetensors header that cannot be read ({error_reason(error)}); download it again"
         ) from None
 
 
@@ -156,7 +140,7 @@ def _tensor_samples(handle: BinaryIO, header: bytes, data_start: int) -> list[by
         if name != "__metadata__":
             begin, end = entry["data_offsets"]
             if not (isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end < 1 << 62):
-                raise ValueError(f"tensor {shown(name)} has no valid place")
+                raise ValueError(f"tensor {abbreviate(name)} has no valid place")
             spans.append((begin, end))
     spans.sort()
     step = -(-len(spans) // _MAX_SAMPLES) or 1

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors_numpy
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from nex_vllm.algorithm.rows import KEY_UNIT_BITS, MAX_LAYER_WIDTH
+from nex_vllm.algorithm.rows import find_wrong_key
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import check_writable_output, write_atomically
-from nex_vllm.storage.readable import StrPath, reason, require_regular_file, shown
-from nex_vllm.storage.weights_header import (
-    ENTRY_BYTES,
-    MAX_HEADER_BYTES,
-    WEIGHTS_WHAT,
-    WeightsHeader,
-    WeightsMeta,
-    check_meta,
-    metadata_strings,
-    parse_header,
-)
+from nex_vllm.storage.convert import check_format, convert
+from nex_vllm.storage.files import StrPath, abbreviate, error_reason, require_regular_file
+from nex_vllm.storage.metadata import WeightsMeta
 
+WEIGHTS_FORMAT = "nex-weights/1"
+
+_WHAT = "a nex-vllm weights file"
 _DIGEST = "sha256"
+_OURS = "nex-vllm"
+_KNOWN = {"format", *(field.name for field in fields(WeightsMeta))}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,10 +44,7 @@ class WeightsFile:
 
 
 def save_weights(path: StrPath, file: WeightsFile, force: bool = False) -> None:
-    """Write a weights file, whole or not at all.
-
-    Beside the format's own metadata a ``sha256`` over content and metadata goes into the file, so that a bit that
-    flips on a disk is found. Files of other programs, with the format's own entries alone, are as good.
+    """Write a weights file, whole or not at all, with a ``sha256`` over its content among the metadata.
 
     Raises:
         InputError: ``path`` cannot be written or exists without ``force``; the content breaks the format.
@@ -57,38 +52,40 @@ def save_weights(path: StrPath, file: WeightsFile, force: bool = False) -> None:
     """
     check_writable_output(path, force)
     where = f"the weights for {path}"
-    check_meta(file.meta, where)
+    strings = {"format": WEIGHTS_FORMAT, **file.meta.to_strings()}
+    convert(strings, WeightsMeta, where, from_strings=True)
     _check_arrays(file, where)
-    keys = np.ascontiguousarray(file.keys)
-    weights = np.ascontiguousarray(file.weights)
-    strings = metadata_strings(file.meta)
-    strings[_DIGEST] = _content_digest(keys, weights, strings)
-    data = safetensors_numpy.save({"keys": keys, "weights": weights}, metadata=strings)
-    if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
-        raise InputError(f"{where}: the metadata is larger than {MAX_HEADER_BYTES} bytes; shorten the model's name")
-    write_atomically(path, data)
+    keys, weights = np.ascontiguousarray(file.keys), np.ascontiguousarray(file.weights)
+    strings[_DIGEST] = content_digest(strings, keys, weights)
+    write_atomically(path, save({"keys": keys, "weights": weights}, metadata=strings))
 
 
 def load_weights(path: StrPath) -> WeightsFile:
     """Read a weights file and check everything the format promises.
 
-    Nothing is allocated on the word of the file: the header is bounded, and its sizes must agree with the file's
-    and with the number of neurons before the tensors are read.
+    safetensors checks that the tensors fill the file exactly, and their types and sizes are checked against the model
+    before one is read: nothing is allocated on the word of the file. Metadata that the format does not know is ignored.
 
     Raises:
         InputError: the file is missing, foreign, of a later version, cut off, changed, or breaks the format in
             any other way; the message names the file and what is wrong.
     """
-    header, data = _read(path)
+    require_regular_file(path, _WHAT)
     try:
-        tensors = safetensors_numpy.load(data)
-        keys, weights = tensors["keys"], tensors["weights"]
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a sound safetensors file ({reason(error)}); calibrate again") from None
-    _check_digest(path, keys, weights, header)
-    file = WeightsFile(keys, weights, header.meta)
-    _check_arrays(file, str(path))
-    return file
+        with safe_open(path, "numpy") as file:
+            strings: dict[str, str] = file.metadata() or {}
+            check_format(strings.get("format"), WEIGHTS_FORMAT, path, _WHAT)
+            meta = convert(strings, WeightsMeta, str(path), from_strings=True)
+            _check_tensors(path, file, meta)
+            loaded = WeightsFile(file.get_tensor("keys"), file.get_tensor("weights"), meta)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error_reason(error)}); give {_WHAT}, or copy it again if it was "
+            "cut off"
+        ) from None
+    _check_digest(path, loaded, strings)
+    _check_arrays(loaded, str(path))
+    return loaded
 
 
 def check_fits(
@@ -100,17 +97,22 @@ def check_fits(
     top_k: int,
     row_tokens: int | None = None,
     source: StrPath = "the weights file",
-) -> None:
+    accept_other_model: bool = False,
+) -> bool:
     """Refuse weights that were learned on another model or recorded in another way.
 
     Args:
         file: the loaded weights.
-        model_fingerprint: of the model being served.
-        num_layers: of the model being served.
-        intermediate_size: of the model being served.
+        model_fingerprint: of the model being served, like ``num_layers`` and ``intermediate_size``.
+        num_layers: see above.
+        intermediate_size: see above.
         top_k: neurons kept per token while serving.
         row_tokens: tokens per row where rows are made; scoring makes none and passes None.
         source: what to call the file in the message.
+        accept_other_model: take weights of another model of the same shape, as of a fine-tuned model's base.
+
+    Returns:
+        Whether they are of another model, which was accepted: the caller says so in the log.
 
     Raises:
         InputError: something differs; both values are named.
@@ -123,13 +125,16 @@ def check_fits(
     ):
         if learned != served:
             raise InputError(
-                f"{source} is for a model with {learned} {what} ({shown(meta.model)}), but the model being served "
+                f"{source} is for a model with {learned} {what} ({abbreviate(meta.model)}), but the model being served "
                 f"has {served}; give the weights that were calibrated on this model"
             )
-    if meta.model_fingerprint != model_fingerprint:
+    is_other = meta.model_fingerprint != model_fingerprint
+    if is_other and not accept_other_model:
         raise InputError(
-            f"{source} was calibrated on {shown(meta.model)} with fingerprint {shown(meta.model_fingerprint)}, but the "
-            f"model being served has fingerprint {shown(model_fingerprint)}; calibrate on the model you serve"
+            f"{source} was calibrated on {abbreviate(meta.model)} with fingerprint "
+            f"{abbreviate(meta.model_fingerprint)}, but the model being served has fingerprint "
+            f"{abbreviate(model_fingerprint)}; calibrate on the model you serve, or give --nex-accept-other-model "
+            "(setting accept_other_model) if it is a fine-tuned or quantised variant of that model"
         )
     for name, learned, given in (("top_k", meta.top_k, top_k), ("row_tokens", meta.row_tokens, row_tokens)):
         if given is not None and learned != given:
@@ -137,80 +142,67 @@ def check_fits(
                 f"{source} was calibrated with {name} {learned}, but {name} is set to {given}; set {name} to "
                 f"{learned} or calibrate again"
             )
+    return is_other
 
 
-def _read(path: StrPath) -> tuple[WeightsHeader, bytes]:
-    """Return the checked header and all bytes of the file, which are then as many as the header says."""
-    size = require_regular_file(path, WEIGHTS_WHAT)
-    if size == 0:
-        raise InputError(f"{path} is empty, expected {WEIGHTS_WHAT}; calibrate again")
-    try:
-        with Path(path).open("rb") as handle:
-            prefix = handle.read(8)
-            header_bytes = int.from_bytes(prefix, "little")
-            if size < 8 or header_bytes > size - 8:
-                raise InputError(
-                    f"{path} is not a whole safetensors file: its {size} bytes cannot hold the header it announces; "
-                    "it is cut off or another kind of file"
-                )
-            if header_bytes > MAX_HEADER_BYTES:
-                raise InputError(
-                    f"{path} announces a header of {header_bytes} bytes, more than the {MAX_HEADER_BYTES} of "
-                    f"{WEIGHTS_WHAT}; it is another kind of file"
-                )
-            text = handle.read(header_bytes)
-            header = parse_header(path, text, size - 8 - header_bytes)
-            return header, prefix + text + handle.read(ENTRY_BYTES * header.num_weights)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from None
-
-
-def _check_digest(
-    path: StrPath, keys: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32], header: WeightsHeader
-) -> None:
-    """Raise `InputError` where the digest differs, or where an entry that may have been its name stands alone."""
-    stated = header.strings.get(_DIGEST)
-    if stated is None:
-        # Damage may hit the name "sha256" itself; what is left then looks like an entry nobody knows.
-        unknown = sorted(header.strings.keys() - metadata_strings(header.meta).keys())
-        if unknown:
-            raise InputError(
-                f"{path} has the metadata entry {shown(unknown[0])}, which the format does not know, and no sha256 "
-                "that covers it: it is damaged or of another program; copy it again or calibrate again"
-            )
-    elif stated != _content_digest(keys, weights, header.strings):
-        raise InputError(
-            f"{path} was changed or damaged after it was written (its sha256 differs); copy it again or calibrate again"
-        )
-
-
-def _check_arrays(file: WeightsFile, where: str) -> None:
-    """Raise `InputError` where the arrays break the format; ``where`` starts the message."""
-    keys, weights, meta = file.keys, file.weights, file.meta
-    if keys.dtype != np.uint32 or weights.dtype != np.float32 or keys.ndim != 1 or keys.shape != weights.shape:
-        raise InputError(
-            f"{where}: keys are {keys.dtype} {list(keys.shape)} and weights {weights.dtype} {list(weights.shape)}, "
-            "expected uint32 [m] and float32 [m]"
-        )
-    if keys.size == 0:
-        return
-    if not bool(np.all(keys[1:] > keys[:-1])):
-        raise InputError(f"{where}: keys are not strictly ascending; calibrate again")
-    layer, unit = int(keys[-1]) >> KEY_UNIT_BITS, int((keys & np.uint32(MAX_LAYER_WIDTH - 1)).max())
-    if layer >= meta.num_layers:
-        raise InputError(f"{where}: a key names layer {layer}, but the model has {meta.num_layers}; calibrate again")
-    if unit >= meta.intermediate_size:
-        raise InputError(f"{where}: a key names unit {unit}, but a layer has {meta.intermediate_size}; calibrate again")
-    bad = ~(np.abs(weights) <= 1)  # written so that NaN is bad too
-    if bad.any():
-        raise InputError(
-            f"{where}: a weight is {weights[bad][0]}, expected finite numbers from -1 to 1; calibrate again"
-        )
-
-
-def _content_digest(keys: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32], strings: dict[str, str]) -> str:
+def content_digest(strings: dict[str, str], keys: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32]) -> str:
+    """Return the SHA-256 of the metadata but ``sha256``, as JSON in the order of names, of the keys and the weights."""
     described = {name: value for name, value in sorted(strings.items()) if name != _DIGEST}
     digest = hashlib.sha256(json.dumps(described).encode())
     digest.update(keys.astype("<u4", copy=False).tobytes())
     digest.update(weights.astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
+
+
+def _check_tensors(path: StrPath, file: Any, meta: WeightsMeta) -> None:
+    """Refuse tensors of another name, type or size than the format has; none of them is read."""
+    names = sorted(file.keys())
+    if names != ["keys", "weights"]:
+        raise InputError(f"{path} holds the tensors {abbreviate(names)}, expected 'keys' and 'weights'")
+    parts = [file.get_slice(name) for name in names]
+    (key_type, key_shape), (type_, shape) = ((part.get_dtype(), list(part.get_shape())) for part in parts)
+    most = meta.num_layers * meta.intermediate_size
+    if (key_type, type_) != ("U32", "F32") or key_shape != shape or len(shape) != 1 or shape[0] > most:
+        raise InputError(
+            f"{path}: keys are {key_type} {key_shape} and weights {type_} {shape}, expected U32 [m] and F32 [m] with m "
+            f"up to {most}, the neurons of the model; calibrate again"
+        )
+
+
+def _check_digest(path: StrPath, file: WeightsFile, strings: dict[str, str]) -> None:
+    """Refuse content that is not what was written.
+
+    The digest covers all metadata, or, where another program added some, what the format knows. Without a digest a
+    file is taken if another program wrote it. Damage may hit the name of the digest too: a file of ours without one is
+    refused, and so is six characters before 64 hexadecimal digits where "sha256" should be.
+    """
+    stated = strings.get(_DIGEST)
+    if stated is not None:
+        known = {name: value for name, value in strings.items() if name in _KNOWN}
+        sound = stated in {content_digest(entries, file.keys, file.weights) for entries in (strings, known)}
+    else:
+        renamed = (len(name) == len(_DIGEST) and re.fullmatch("[0-9a-f]{64}", strings[name]) for name in strings)
+        sound = not file.meta.created_with.startswith(_OURS) and not any(renamed)
+    if not sound:
+        raise InputError(
+            f"{path} was changed or damaged after it was written (its sha256 differs or is gone); copy it again or "
+            "calibrate again"
+        )
+
+
+def _check_arrays(file: WeightsFile, where: str) -> None:
+    """Raise `InputError` where the arrays break the format; ``where`` starts the message."""
+    keys, weights = file.keys, file.weights
+    if keys.dtype != np.uint32 or weights.dtype != np.float32 or keys.ndim != 1 or keys.shape != weights.shape:
+        raise InputError(
+            f"{where}: keys are {keys.dtype} {list(keys.shape)} and weights {weights.dtype} {list(weights.shape)}, "
+            "expected uint32 [m] and float32 [m]"
+        )
+    wrong = find_wrong_key(keys, file.meta.bounds)
+    if wrong is not None:
+        raise InputError(f"{where} has {wrong[1]}; calibrate again")
+    bad = ~(np.abs(weights) <= 1)  # written so that NaN is bad too
+    if bad.any():
+        raise InputError(
+            f"{where} has a weight {weights[bad][0]}, expected finite numbers from -1 to 1; calibrate again"
+        )

@@ -245,19 +245,20 @@ GOOD = make_rows([{1: 1.0, 2: 1.0}, {2: 1.0, 9: 2.0}], 3)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"masses": np.array([1, np.nan, 1, 1], np.float32)}, "not finite"),
-        ({"masses": np.array([1, np.inf, 1, 1], np.float32)}, "not finite"),
-        ({"masses": np.array([1, -1, 1, 1], np.float32)}, "negative"),
+        ({"masses": np.array([1, np.nan, 1, 1], np.float32)}, "row 0 has the mass nan, expected a positive finite"),
+        ({"masses": np.array([1, np.inf, 1, 1], np.float32)}, "row 0 has the mass inf"),
+        ({"masses": np.array([1, -1, 1, 1], np.float32)}, "row 0 has the mass -1.0"),
+        ({"masses": np.array([1, 1, 0, 1], np.float32)}, "row 1 has the mass 0.0"),
         ({"masses": np.ones(3, np.float32)}, "4 keys but 3 masses"),
         ({"keys": np.array([2, 1, 2, 9], np.uint32)}, "ascending"),
         ({"keys": np.array([1, 2, 9, 9], np.uint32)}, "ascending"),
         ({"indptr": np.array([0, 4], np.int64)}, "indptr"),
         ({"indptr": np.array([0, 5, 4], np.int64)}, "indptr"),
         ({"indptr": np.array([0, 2, 3], np.int64)}, "indptr"),
-        ({"tokens": np.array([0, 3], np.int32)}, "no tokens"),
+        ({"tokens": np.array([0, 3], np.int32)}, "row 0 has 0 tokens"),
         ({"entropy": np.zeros(1, np.float32)}, "1 entropies"),
         ({"keys": np.array([1, 2, 3, 2**32 - 1], np.uint32)}, "layer 65535"),
-        ({"keys": np.array([1, 2, 3, 1024 << 16], np.uint32)}, "layer 1024, expected fewer than 1024"),
+        ({"keys": np.array([1, 2, 3, 1024 << 16], np.uint32)}, "layer 1024, but the model has 1024"),
     ],
 )
 def test_damaged_rows_are_refused_in_words_and_leave_no_trace(change, words):

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nex_vllm.storage.fingerprint import model_fingerprint
-from nex_vllm.storage.weights import WeightsFile, save_weights
-from nex_vllm.storage.weights_header import WeightsMeta
+from nex_vllm.storage import WeightsFile, WeightsMeta, model_fingerprint, save_weights
 from tests.plugin.models import save_random_model
 
 TOP_K = 24

@@ -13,7 +13,7 @@ import pytest
 
 from nex_vllm.algorithm.scores import weighted_masses
 from nex_vllm.algorithm.weights import NeuronWeights
-from nex_vllm.storage.weights import load_weights
+from nex_vllm.storage import load_weights
 from tests.plugin.conftest import TOP_K
 from tests.plugin.reference import HookedModel, assert_same_sums
 

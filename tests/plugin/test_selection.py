@@ -12,7 +12,7 @@ from nex_vllm import InputError, SamplingParams
 from nex_vllm.algorithm.baselines import SELECTORS, CandidateTrace
 from nex_vllm.algorithm.scores import weighted_masses
 from nex_vllm.algorithm.weights import NeuronWeights
-from nex_vllm.storage.weights import load_weights
+from nex_vllm.storage import load_weights
 from tests.plugin.conftest import ROW_TOKENS
 
 pytestmark = pytest.mark.engine

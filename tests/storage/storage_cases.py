@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from nex_vllm.storage import CachedResponse, CacheMeta, CacheReader, CacheWriter
 
 NUM_LAYERS, WIDTH, ROW_TOKENS = 4, 48, 8
 CACHE_META = CacheMeta("tiny", "f" * 32, NUM_LAYERS, WIDTH, 20, ROW_TOKENS)
-WEIGHTS_META = WeightsMeta("tiny", "f" * 32, NUM_LAYERS, WIDTH, 20, ROW_TOKENS, 0.95, 2, "first", 12, 34, "test 1.0")
+WEIGHTS_META = WeightsMeta(
+    "tiny", "f" * 32, NUM_LAYERS, WIDTH, 20, ROW_TOKENS, 0.95, 2, "first", 12, 34, "nex-vllm 1.0"
+)
 ALL_KEYS = ((np.arange(NUM_LAYERS)[:, None] << 16) | np.arange(WIDTH)).astype(np.uint32).ravel()
 
 
@@ -84,8 +87,22 @@ def refusal(call: Callable[..., object], *arguments: object) -> str | None:
     try:
         call(*arguments)
     except InputError as error:
-        return str(error)
-    return None
+        message = str(error)
+    else:
+        return None
+    assert "\n" not in message
+    assert len(message) < 800
+    return message
+
+
+def assert_refused(cases: Iterable[tuple[object, Callable[[], object], str]]) -> None:
+    """Every case (what it is, what to call, regular expression of the message) is refused in these words."""
+    wrong = []
+    for case, call, words in cases:
+        message = refusal(call)
+        if message is None or not re.search(words, message):
+            wrong.append(f"{case!r:.200}: expected {words!r}, got {message!r}")
+    assert not wrong, "\n".join(wrong)
 
 
 def make_weights(count: int = 40) -> WeightsFile:

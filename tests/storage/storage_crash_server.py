@@ -1,7 +1,7 @@
-"""Forks a cache writer for each line of its input and says how it ended; the writer dies where it is told to.
+"""Forks a cache writer for each line of its input and reports how it ended; the writer dies where it is told to.
 
 A line is ``DIRECTORY<tab>LINE<tab>SECONDS``: the writer is killed (SIGKILL) at the LINE-th executed line of the storage
-room, or after so many seconds, or lives where both are 0. It says ``+ID`` when a response is committed.
+package, or after so many seconds, or lives where both are 0. It reports ``+ID`` when a response is committed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nex_vllm.storage import CacheWriter, atomic, cache_writer
 RESPONSES = [f"r{number}" for number in range(9)]
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     os.write(1, f"{text}\n".encode())
 
 
@@ -32,16 +32,16 @@ def write(directory: str) -> None:
             if name not in writer.finished:
                 add(writer, name)
             for done in sorted(writer.finished - known):
-                say(f"+{done}")
+                report(f"+{done}")
             known = set(writer.finished)
 
 
 def die_at(line: int) -> None:
-    room, executed = str(Path(atomic.__file__).parent), 0
+    package, executed = str(Path(atomic.__file__).parent), 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal executed
-        if not frame.f_code.co_filename.startswith(room):
+        if not frame.f_code.co_filename.startswith(package):
             return None
         executed += event == "line"
         if executed == line:
@@ -65,7 +65,7 @@ def main() -> None:
             time.sleep(float(seconds))
             os.kill(child, signal.SIGKILL)  # here and not in the test: until we wait, the id is nobody else's
         _, status = os.waitpid(child, 0)
-        say("killed" if os.WIFSIGNALED(status) else f"ended {os.waitstatus_to_exitcode(status)}")
+        report("killed" if os.WIFSIGNALED(status) else f"ended {os.waitstatus_to_exitcode(status)}")
 
 
 if __name__ == "__main__":

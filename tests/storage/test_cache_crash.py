@@ -16,6 +16,7 @@ import pytest
 from storage_cases import CACHE_META, add, assert_cache_is_sound, write_cache
 from storage_crash_server import RESPONSES
 
+from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage import CacheReader, CacheWriter, cache_recovery, cache_writer
 
 
@@ -39,14 +40,14 @@ class Server:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{directory}\t{kill_at_line}\t{kill_after}\n")
         self.process.stdin.flush()
-        said = set()
+        reported = set()
         while True:
             line = self._line()
             if line.startswith("+"):
-                said.add(line[1:])
+                reported.add(line[1:])
             else:
                 assert line in {"killed", "ended 0"}, line
-                return line == "killed", said
+                return line == "killed", reported
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +82,7 @@ def _finish(directory: Path) -> None:
     with CacheWriter(directory, CACHE_META) as writer:
         add(writer, *(name for name in RESPONSES if name not in writer.finished))
     assert assert_cache_is_sound(directory) == set(RESPONSES)
-    listed = len((directory / "responses.jsonl").read_text().splitlines())
-    rows = sum(len(shard.ids) for shard in CacheReader(directory).shards)
-    assert listed == rows == len(RESPONSES), "left over from the killed run"
+    assert len((directory / "responses.jsonl").read_text().splitlines()) == len(RESPONSES)
     assert not [path.name for path in directory.iterdir() if path.name.endswith(".nex-tmp")]
 
 
@@ -192,16 +191,69 @@ def test_interrupt_between_writing_and_remembering_commits_nothing_twice(
     _finish(tmp_path / "c")
 
 
-def test_continuing_removes_only_what_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def _cache_of_three_shards(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     monkeypatch.setattr(cache_writer, "COMMIT_RESPONSES", 3)
-    directory = write_cache(tmp_path / "c", *RESPONSES)
-    lines = (directory / "responses.jsonl").read_bytes().splitlines(keepends=True)
+    write_cache(directory, *RESPONSES)
+    return (directory / "responses.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def test_unlisted_shard_is_moved_aside_and_a_half_listed_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "c"
+    lines = _cache_of_three_shards(directory, monkeypatch)
+    before = _contents(directory)
     # Of the second shard one response is listed, of the third none.
     (directory / "responses.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:-5])
-    untouched = (directory / "rows-000000.parquet").stat()
     with CacheWriter(directory, CACHE_META) as writer:
         assert writer.finished == set(RESPONSES[:4])
-    assert [shard.ids for shard in CacheReader(directory).shards] == [RESPONSES[:3], RESPONSES[3:4]]
-    assert (directory / "rows-000000.parquet").stat() == untouched
-    assert (directory / "responses.jsonl").read_bytes() == b"".join(lines[:4])
+        third = sorted(name for name in before if name.startswith("rows-"))[2]
+        assert writer.notices == [
+            f"{directory / third}: none of its responses is in responses.jsonl, as after a run that was killed; it is "
+            f"kept as orphaned-{third}, and its responses are recorded again"
+        ]
+    after = _contents(directory)
+    assert after.pop(f"orphaned-{third}") == before.pop(third)
+    assert after.pop("responses.jsonl") == b"".join(lines[:4])
+    before.pop("responses.jsonl")
+    assert after == before
     _finish(directory)
+    numbers = sorted(path.name.partition("rows-")[2][:6] for path in directory.glob("*rows-*"))
+    assert numbers == [f"{number:06d}" for number in range(len(numbers))], "a number was given twice"
+
+
+def test_emptied_list_never_costs_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "c"
+    _cache_of_three_shards(directory, monkeypatch)
+    (directory / "responses.jsonl").write_bytes(b"")
+    before = _contents(directory)
+    with pytest.raises(InputError, match=r"has 3 shards .* and a killed run leaves at most one: put the list back"):
+        CacheWriter(directory, CACHE_META)
+    assert _contents(directory) == before
+    for shard in sorted(directory.glob("rows-*"))[1:]:
+        shard.unlink()
+    _finish(directory)
+    assert before.items() & {(name.removeprefix("orphaned-"), data) for name, data in _contents(directory).items()}
+    assert len(list(directory.glob("orphaned-rows-*"))) == 1
+
+
+def test_missing_shard_is_counted_refused_and_recorded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "c"
+    lines = _cache_of_three_shards(directory, monkeypatch)
+    min(directory.glob("rows-*")).unlink()
+    cache = CacheReader(directory)
+    assert (cache.num_listed, len(cache), cache.missing) == (9, 6, tuple(RESPONSES[:3]))
+    with pytest.raises(NexError, match=r"lists 9 responses, but has the rows of 6 only \('r0' has none\)") as caught:
+        cache.check_complete()
+    assert not isinstance(caught.value, InputError), "exit status 1"
+    with CacheWriter(directory, CACHE_META) as writer:
+        assert "lists 3 responses whose rows are gone" in writer.notices[0]
+        add(writer, *RESPONSES[:3])
+    (aside,) = directory.glob("orphaned-*.jsonl")
+    assert aside.read_bytes() == b"".join(lines[:3])
+    assert assert_cache_is_sound(directory) == set(RESPONSES)
+    CacheReader(directory).check_complete()

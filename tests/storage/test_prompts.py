@@ -1,0 +1,147 @@
+"""Prompts and responses are read as given; a bad line is named by file and line."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from storage_cases import assert_refused, refusal
+
+from nex_vllm.storage import prompts, read_prompts, read_responses
+
+CHAT = [{"role": "user", "content": "hi", "name": "me"}]
+
+
+def _file(tmp_path: Path, *lines: object) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_prompts_keep_text_messages_ids_lines_and_unknown_fields(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"prompt": "a", "answer": [1, {"x": None}], "line": 7, "fields": "mine"},
+        {"id": "chat", "messages": CHAT},
+        {"prompt": "c", "messages": None, "id": None},
+    ]
+    found = read_prompts(_file(tmp_path, *lines))
+    assert [(p.id, p.line, p.prompt, p.messages) for p in found] == [
+        ("1", 1, "a", None),
+        ("chat", 2, None, CHAT),
+        ("3", 3, "c", None),
+    ]
+    assert [p.fields for p in found] == lines
+
+
+def test_responses_keep_text_or_token_ids_and_may_share_an_id(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"prompt": "a", "response": "x", "id": "p1", "gold": 1, "text": 5, "token_ids": "unknown"},
+        {"messages": CHAT, "response_token_ids": [0, 5], "id": "p1"},
+    ]
+    responses = read_responses(_file(tmp_path, *lines))
+    assert [(r.id, r.line, r.text, r.token_ids) for r in responses] == [("p1", 1, "x", None), ("p1", 2, None, [0, 5])]
+    assert [r.fields for r in responses] == lines
+
+
+def test_blank_lines_marks_and_separators_are_read_as_editors_write_them(tmp_path: Path) -> None:
+    found = read_prompts(_file(tmp_path, "", {"prompt": "a"}, "  \t", '{"prompt": "b\u2028c\x85d"}', ""))
+    assert [(p.id, p.prompt) for p in found] == [("2", "a"), ("4", "b\u2028c\x85d")]
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b\\u2028\\ud83d\\ude00"}')
+    assert [p.prompt for p in read_prompts(path)] == ["a", "b\u2028\U0001f600"]
+
+
+BAD_PROMPTS = [
+    ("{", "expected one JSON object, but input data was truncated"),
+    ('{"prompt": "a"} x', r"trailing characters \(byte 17\)"),
+    ('["prompt"]', "expected `object`, got `array`"),
+    ("null", "expected `object`, got `null`"),
+    ('{"prompt": NaN}', r"invalid character \(byte 11\)"),
+    ("[" * 200_000, "expected `object`, got `array`"),
+    ('{"x": ' + "[" * 200_000, "nested too deeply"),
+    ('{"prompt": "\\ud800"}', "half of a surrogate pair"),
+    (b'{"prompt": "\xff"}', "not valid UTF-8"),
+    ('{"prompt": 1' + "0" * 5000 + "}", "out of range"),
+    ("{}", "expected exactly one of `prompt` and `messages`, found none"),
+    ('{"prompt": null}', "expected exactly one of `prompt` and `messages`"),
+    ('{"prompt": "a", "messages": [{"role": "", "content": ""}]}', "`prompt` and `messages`, found both"),
+    ('{"prompt": 5}', r"`prompt`: expected `str \| null`, got `int`"),
+    ('{"prompt": ""}', "`prompt`: expected `str` of length >= 1"),
+    ('{"prompt": "a", "id": 5}', "`id`: expected `str`, got `int`"),
+    ('{"prompt": "a", "id": ""}', "`id`: expected `str` of length >= 1"),
+    ('{"messages": "hi"}', r"`messages`: expected `array \| null`, got `str`"),
+    ('{"messages": []}', "`messages`: expected `array` of length >= 1"),
+    ('{"messages": ["hi"]}', r"`messages\[0\]`: expected `object`, got `str`"),
+    ('{"messages": [{"role": "user"}]}', r"`messages\[0\]`: object missing required field `content`"),
+    ('{"messages": [{"role": "a", "content": "a"}, {"role": null}]}', r"`messages\[1\].role`: expected `str`"),
+]
+
+BAD_RESPONSES: list[tuple[dict[str, Any], str]] = [
+    ({}, "expected exactly one of `response` and `response_token_ids`, found none"),
+    ({"response": "a", "response_token_ids": [1]}, "`response` and `response_token_ids`, found both"),
+    ({"response": 1}, r"`response`: expected `str \| null`, got `int`"),
+    ({"response": ""}, "`response`: expected `str` of length >= 1"),
+    ({"response_token_ids": "12"}, r"`response_token_ids`: expected `array \| null`, got `str`"),
+    ({"response_token_ids": []}, "`response_token_ids`: expected `array` of length >= 1"),
+    ({"response_token_ids": [1, -1]}, r"`response_token_ids\[1\]`: expected `int` >= 0"),
+    ({"response_token_ids": [1.0]}, "expected `int`, got `float`"),
+    ({"response_token_ids": [True]}, "expected `int`, got `bool`"),
+    ({"response_token_ids": [2**31]}, "expected `int` <= 2147483647"),
+]
+
+
+def test_malformed_line_is_named_by_file_and_line(tmp_path: Path) -> None:
+    def read_with(read: Any, line: str | bytes) -> None:
+        data = b'{"prompt": "fine", "response": "fine"}\n\n' + (line if isinstance(line, bytes) else line.encode())
+        (tmp_path / "in.jsonl").write_bytes(data + b"\n")
+        read(tmp_path / "in.jsonl")
+
+    cases = [(read, line, words) for line, words in BAD_PROMPTS for read in (read_prompts, read_responses)]
+    cases += [(read_responses, json.dumps({"prompt": "a"} | fields), words) for fields, words in BAD_RESPONSES]
+    assert_refused(
+        (line, partial(read_with, read, line), rf"^(?i:{tmp_path}/in.jsonl:3: .*{words})")
+        for read, line, words in cases
+    )
+
+
+def test_repeated_id_of_a_prompt_is_refused_with_both_lines(tmp_path: Path) -> None:
+    cases = [
+        (
+            [{"prompt": "x", "id": "a"}, {"prompt": "y"}, {"prompt": "z", "id": "a"}],
+            ":3: id 'a' is already used on line 1",
+        ),
+        ([{"prompt": "x", "id": "2"}, {"prompt": "y"}], r":2: id '2' is already used on line 1 \(a line without `id`"),
+    ]
+    assert_refused((words, lambda lines=lines: read_prompts(_file(tmp_path, *lines)), words) for lines, words in cases)
+
+
+def test_line_beyond_the_bound_is_refused_without_reading_it_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "MAX_LINE_BYTES", 100)
+    message = refusal(read_prompts, _file(tmp_path, {"prompt": "a"}, {"prompt": "a" * 200}))
+    assert "in.jsonl:2: the line is longer than 100 bytes" in (message or "")
+
+
+def test_empty_and_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
+    for name, content in {"0": b"", "1": b"\n \n", "2": b"\xef\xbb\xbf"}.items():
+        (tmp_path / name).write_bytes(content)
+        assert f"{name} is empty, expected a prompts file" in (refusal(read_prompts, tmp_path / name) or "was read")
+    message = refusal(read_responses, tmp_path / "nothing.jsonl")
+    assert message == f"{tmp_path}/nothing.jsonl does not exist; give the path of a responses file"
+    assert "cannot be read as a prompts file: Is a directory" in (refusal(read_prompts, tmp_path) or "was read")
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=200) | st.text(max_size=80).map(str.encode))
+def test_any_bytes_are_read_or_refused_in_one_sentence(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
+    path.write_bytes(data)
+    for read in (read_prompts, read_responses):
+        message = refusal(read, path)
+        assert message is None or str(path) in message
