@@ -118,13 +118,6 @@ def read_inputs(plan: RecordingPlan) -> RecordingInputs:
     wanted = wanted_responses(read_prompts(plan.prompts), plan)
     engine_options = parse_engine_options(plan.engine_words)
     model = find_model(plan.model, engine_options)
-    if plan.top_k > LARGE_TOP_K_SHARE * model.num_neurons:
-        echo(
-            f"warning: --top-k {plan.top_k} keeps {format_percent(plan.top_k, model.num_neurons)} of the model's "
-            f"{model.num_neurons} neurons for every token; the method is meant for a few in a thousand, so give a "
-            "smaller --top-k",
-            err=True,
-        )
     return RecordingInputs(wanted, model, engine_options)
 
 
@@ -181,6 +174,13 @@ def sample(plan: RecordingPlan, inputs: RecordingInputs, sink: ResponseSink, *, 
         NexError: the engine or the sink failed.
         InterruptedRunError: Ctrl-C.
     """
+    num_neurons = inputs.model.num_neurons
+    if plan.top_k > LARGE_TOP_K_SHARE * num_neurons:
+        echo(
+            f"warning: --top-k {plan.top_k} keeps {format_percent(plan.top_k, num_neurons)} of the model's {num_neurons} "
+            "neurons for every token, which hardly tells tokens apart; give a smaller --top-k",
+            err=True,
+        )
     settings = {"top_k": plan.top_k, "row_tokens": plan.row_tokens}
     with (
         Session(inputs.model, settings, verbose=plan.verbose, **inputs.engine_options) as session,
