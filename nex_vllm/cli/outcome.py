@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 from nex_vllm.errors import InputError, NexError
@@ -39,24 +43,66 @@ def exit_status(app: Callable[..., Any], arguments: Sequence[str]) -> int:
         app: the application.
         arguments: without the program's name.
     """
-    try:
-        status = app(args=list(arguments), prog_name="nex-vllm", standalone_mode=False)
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    except InterruptedRunError as error:
-        return _interrupted(error, arguments)
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; what stdout still holds must not be flushed into the broken pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILURE
-    except Exception as error:
-        sentence, status = _described(error, arguments)
-        sys.stderr.write(f"error: {' '.join(sentence.split())}\n")
-        return status
+    with _ctrl_c_outside_of_imports() as pressed:
+        try:
+            status = app(args=list(arguments), prog_name="nex-vllm", standalone_mode=False)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        except InterruptedRunError as error:
+            return _interrupted(error, arguments)
+        except BrokenPipeError:
+            # The reader (`| head`) has gone; what stdout still holds must not be flushed into the broken pipe at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILURE
+        except Exception as error:
+            if pressed.is_set():  # some library has turned the interrupt into an error of its own
+                return _interrupted(InterruptedRunError("nothing is written"), arguments)
+            sentence, status = _described(error, arguments)
+            sys.stderr.write(f"error: {' '.join(sentence.split())}\n")
+            return status
     # Typer turns a KeyboardInterrupt that no command has caught into this status.
     if status == INTERRUPTED:
         return _interrupted(InterruptedRunError("nothing is written"), arguments)
     return status if isinstance(status, int) else OK
+
+
+@contextlib.contextmanager
+def _ctrl_c_outside_of_imports() -> Iterator[threading.Event]:
+    """Raise Ctrl-C's KeyboardInterrupt only where no module is being imported; the event says that it was pressed.
+
+    Modules written in C and C++ swallow an exception that arrives while they are imported, turn it into another one, or
+    abort the process. A second Ctrl-C does not wait.
+    """
+    pressed = threading.Event()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield pressed
+        return
+
+    def interrupt(_signum: int, frame: FrameType | None) -> None:
+        pressed.set()
+        if _is_importing(frame):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # looks again then
+        else:
+            raise KeyboardInterrupt
+
+    plain_alarm = signal.signal(signal.SIGALRM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield pressed
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, plain_alarm)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _interrupted(error: InterruptedRunError, arguments: Sequence[str]) -> int:

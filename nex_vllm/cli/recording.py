@@ -177,7 +177,7 @@ def sample(plan: RecordingPlan, inputs: RecordingInputs, sink: ResponseSink, *, 
     num_neurons = inputs.model.num_neurons
     if plan.top_k > LARGE_TOP_K_SHARE * num_neurons:
         echo(
-            f"warning: --top-k {plan.top_k} keeps {format_percent(plan.top_k, num_neurons)} of the model's {num_neurons} "
+            f"warning: --top-k {plan.top_k} keeps {format_percent(plan.top_k, num_neurons)} of the {num_neurons} "
             "neurons for every token, which hardly tells tokens apart; give a smaller --top-k",
             err=True,
         )
