@@ -17,7 +17,7 @@ from typer import echo
 
 from nex_vllm.cli.demo_report import Answer, show_problem, show_summary
 from nex_vllm.cli.model import find_model
-from nex_vllm.cli.outcome import InterruptedRunError
+from nex_vllm.cli.outcome import InterruptedRunError, undone_when_interrupted
 from nex_vllm.cli.report import progress_bar
 from nex_vllm.cli.session import EngineRequest, Session
 from nex_vllm.errors import InputError, NexError
@@ -91,8 +91,9 @@ def run_demo(num_problems: int, out: Path | None, *, verbose: bool) -> None:
                 f"\nKept in {out}: weights.safetensors, cache and candidates.jsonl; try: nex-vllm inspect {kept_cache}"
             )
             return
-        with tempfile.TemporaryDirectory(prefix="nex-vllm-demo-") as folder:
-            _run(example, num_problems, Path(folder), verbose)
+        folder = tempfile.TemporaryDirectory(prefix="nex-vllm-demo-")
+        with folder, undone_when_interrupted(folder.cleanup):
+            _run(example, num_problems, Path(folder.name), verbose)
         echo("\nNothing was kept; --out DIR keeps weights, cache and candidates.")
     except (InterruptedRunError, KeyboardInterrupt):
         if out is None:

@@ -43,7 +43,7 @@ def exit_status(app: Callable[..., Any], arguments: Sequence[str]) -> int:
         app: the application.
         arguments: without the program's name.
     """
-    with _ctrl_c_outside_of_imports() as pressed:
+    with _safe_interrupt(arguments) as pressed:
         try:
             status = app(args=list(arguments), prog_name="nex-vllm", standalone_mode=False)
         except KeyboardInterrupt:
@@ -66,12 +66,25 @@ def exit_status(app: Callable[..., Any], arguments: Sequence[str]) -> int:
     return status if isinstance(status, int) else OK
 
 
+_undo: list[Callable[[], None]] = []
+
+
 @contextlib.contextmanager
-def _ctrl_c_outside_of_imports() -> Iterator[threading.Event]:
-    """Raise Ctrl-C's KeyboardInterrupt only where no module is being imported; the event says that it was pressed.
+def undone_when_interrupted(action: Callable[[], None]) -> Iterator[None]:
+    """Call ``action`` where Ctrl-C ends the process within this block without an exception, during an import."""
+    _undo.append(action)
+    try:
+        yield
+    finally:
+        _undo.remove(action)
+
+
+@contextlib.contextmanager
+def _safe_interrupt(arguments: Sequence[str]) -> Iterator[threading.Event]:
+    """Let Ctrl-C raise KeyboardInterrupt, but end the process during an import; the event says that it was pressed.
 
     Modules written in C and C++ swallow an exception that arrives while they are imported, turn it into another one, or
-    abort the process. A second Ctrl-C does not wait.
+    abort the process; and importing vLLM takes too long to wait for its end.
     """
     pressed = threading.Event()
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -81,19 +94,18 @@ def _ctrl_c_outside_of_imports() -> Iterator[threading.Event]:
 
     def interrupt(_signum: int, frame: FrameType | None) -> None:
         pressed.set()
-        if _is_importing(frame):
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, 0.05)  # looks again then
-        else:
+        if not _is_importing(frame):
             raise KeyboardInterrupt
+        for action in reversed(_undo):
+            action()
+        status = _interrupted(InterruptedRunError("the program was still being loaded"), arguments)
+        sys.stderr.flush()
+        os._exit(status)
 
-    plain_alarm = signal.signal(signal.SIGALRM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield pressed
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, plain_alarm)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -15,7 +15,7 @@ from typer import echo
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.cli.engine_options import parse_engine_options
 from nex_vllm.cli.model import ModelFacts, find_model
-from nex_vllm.cli.outcome import InterruptedRunError
+from nex_vllm.cli.outcome import InterruptedRunError, undone_when_interrupted
 from nex_vllm.cli.report import format_percent, progress_bar
 from nex_vllm.cli.session import EngineRequest, EngineResult, Session
 from nex_vllm.errors import InputError, NexError
@@ -290,9 +290,14 @@ def _same_prompt(cached: CachedResponse, prompt: Prompt) -> bool:
 def _removed_if_empty(directory: Path) -> Iterator[None]:
     """Take the directory away again where it was made here and nothing was recorded into it."""
     existed = directory.exists()
-    try:
-        yield
-    except BaseException:
+
+    def remove() -> None:
         if not existed and directory.is_dir() and not any(directory.glob("rows-*.parquet")):
             shutil.rmtree(directory, ignore_errors=True)
+
+    try:
+        with undone_when_interrupted(remove):
+            yield
+    except BaseException:
+        remove()
         raise

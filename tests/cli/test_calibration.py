@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shlex
 import signal
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -284,28 +283,6 @@ def test_ctrl_c_that_a_library_turned_into_another_error_is_still_ctrl_c(
     done = run("record", *given, "--cache", tmp_path / "cache")
     assert done.status == 130
     assert done.err.startswith("error: interrupted: nothing is written; to start over, run: nex-vllm record ")
-
-
-@pytest.mark.usefixtures("default_ctrl_c")
-def test_ctrl_c_waits_for_the_end_of_an_import(
-    run: Run, fake: type[FakeSession], given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = tmp_path / "interrupted_import.py"
-    module.write_text("import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True\n")
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def start(*args: object, **settings: object) -> None:
-        import interrupted_import
-
-        assert interrupted_import.whole
-        time.sleep(10)
-        raise AssertionError("the interrupt never came")
-
-    monkeypatch.setattr(FakeSession, "__init__", start)
-    done = run("record", *given, "--cache", tmp_path / "cache")
-    assert done.status == 130
-    assert "no response had ended, so nothing is kept" in done.err
-    assert not (tmp_path / "cache").exists()
 
 
 def test_top_k_that_keeps_a_large_share_of_a_small_model_is_warned_of(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,29 @@ def test_version_is_printed_by_the_program_itself(nex_vllm: Command) -> None:
     done = nex_vllm("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"nex-vllm {__version__}\n", "")
     assert nex_vllm("inspect", "/nowhere/at/all").returncode == 2
+
+
+def test_ctrl_c_during_an_import_ends_the_program_with_one_sentence(model: Path, prompts: Path, tmp_path: Path) -> None:
+    """Importing torch in the middle of an exception aborts the process: none may be raised there."""
+    program = (
+        "import signal, sys, nex_vllm.cli\n"
+        "class InterruptedImport:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, InterruptedImport())\n"
+        "nex_vllm.cli.main(sys.argv[1:])\n"
+    )
+    arguments = ["record", str(model), "--prompts", str(prompts), "--cache", str(tmp_path / "new cache")]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == 130
+    *_, last = done.stderr.splitlines()
+    kept, command = last.split(", run: ")
+    assert kept == "error: interrupted: the program was still being loaded; to start over"
+    assert shlex.split(command) == ["nex-vllm", *arguments]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "new cache").exists()
 
 
 @pytest.mark.parametrize("arguments", [["calibrate", "--help"], ["inspect", "/nowhere/at/all"]])
