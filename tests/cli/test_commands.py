@@ -109,9 +109,7 @@ def test_scores_of_given_responses_are_those_of_their_generation(
     ]
     given = write_lines(tmp_path / "responses.jsonl", [*candidates, *recorded, *others])
     weights = out / "weights.safetensors"
-    done = nex_vllm(
-        "score", model, "--weights", weights, "--responses", given, "--out", tmp_path / "scores.jsonl", *EAGER
-    )
+    done = nex_vllm("score", model, "--weights", weights, "--responses", given, "--out", tmp_path / "scores.jsonl")
     assert done.returncode == 0, done.stderr
     lines = read_lines(tmp_path / "scores.jsonl")
     results = [line.pop("nex") for line in lines]
