@@ -1,20 +1,28 @@
-"""The subcommands and their flags; each loads what it needs when it runs."""
+"""The subcommands and their flags; each loads what it needs when it runs.
+
+Most arguments of the functions are only declarations: the plans of the same field names are filled from the context.
+"""
+# ruff: noqa: ARG001
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from nex_vllm.cli import options
+from nex_vllm.cli import engine_options, options
+from nex_vllm.cli.engine_options import EngineCommand, words_after_dashes
 from nex_vllm.cli.options import CreditName
 from nex_vllm.cli.quiet import quiet_vllm
 from nex_vllm.errors import InputError
 
 if TYPE_CHECKING:
-    from nex_vllm.cli.calibration import LearningPlan
+    from _typeshed import DataclassInstance
+
     from nex_vllm.cli.recording import RecordingPlan
+
+    Plan = TypeVar("Plan", bound=DataclassInstance)
 
 app = typer.Typer(
     name="nex-vllm",
@@ -45,10 +53,13 @@ def _root(
 
 
 @app.command(
+    cls=EngineCommand,
+    short_help="Learn neuron weights from a model's own responses.",
     epilog="\b\nExamples:\n"
     "  nex-vllm calibrate Qwen/Qwen3-8B --prompts prompts.jsonl --out weights.safetensors\n"
     "  nex-vllm calibrate MODEL --prompts prompts.jsonl --cache cache --out weights.safetensors\n"
-    "  nex-vllm calibrate --from-cache cache --out ablation.safetensors --credit all_active"
+    "  nex-vllm calibrate --from-cache cache --out ablation.safetensors --credit all_active\n\n"
+    + engine_options.HELP.format("calibrate MODEL --prompts P --out W"),
 )
 def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     context: typer.Context,
@@ -77,27 +88,28 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     """
     from nex_vllm.cli import calibration
 
-    learning = _learning_plan(out, rho, min_run, credit, force)
+    learning = _plan(calibration.LearningPlan, context)
     if from_cache is not None:
         _refuse_recording_flags(context)
-        calibration.learn_from_cache(from_cache, learning)
+        calibration.run_calibrate_from_cache(from_cache, learning)
         return
     if model is None or prompts is None:
         missing = "MODEL" if model is None else "--prompts FILE"
         raise InputError(f"{missing} is missing; give MODEL and --prompts FILE, or --from-cache DIR")
-    plan = _recording_plan(
-        model, prompts, samples, (top_k, row_tokens), max_tokens, (temperature, top_p), seed, verbose
-    )
-    calibration.run_calibrate(plan, learning, cache)
+    calibration.run_calibrate(_recording_plan(context), learning, cache)
 
 
 @app.command(
+    cls=EngineCommand,
+    short_help="Sample responses and keep their activations, to calibrate from.",
     epilog="\b\nExamples:\n"
     "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache\n"
     "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache --samples 4 --row-tokens 16\n"
-    "  nex-vllm calibrate --from-cache cache --out weights.safetensors"
+    "  nex-vllm calibrate --from-cache cache --out weights.safetensors\n\n"
+    + engine_options.HELP.format("record MODEL --prompts P --cache C"),
 )
 def record(  # noqa: PLR0913, PLR0917 - one argument per flag
+    context: typer.Context,
     model: options.Model,
     prompts: options.Prompts,
     cache: options.Cache,
@@ -117,31 +129,26 @@ def record(  # noqa: PLR0913, PLR0917 - one argument per flag
     """
     from nex_vllm.cli import recording
 
-    plan = _recording_plan(
-        model, prompts, samples, (top_k, row_tokens), max_tokens, (temperature, top_p), seed, verbose
-    )
-    recording.run_record(plan, cache)
+    recording.run_record(_recording_plan(context), cache)
 
 
 @app.command(
+    cls=EngineCommand,
     epilog="\b\nExamples:\n"
     "  nex-vllm score MODEL --weights weights.safetensors --responses responses.jsonl --out scores.jsonl\n"
     "\n\b\n"
     'Lines like {"prompt": "2 + 2 =", "response": " 4"}; each comes back with a `nex` object. Give\n'
     "`response_token_ids` where you have them: text may be split into other tokens than the model\n"
-    "sampled, and has no end-of-sequence token."
+    "sampled, and has no end-of-sequence token.\n\n"
+    + engine_options.HELP.format("score MODEL --weights W --responses R --out S"),
 )
 def score(
+    context: typer.Context,
     model: options.Model,
-    weights: Annotated[Path, typer.Option(metavar="WEIGHTS", help="The weights file to score with.")],
-    responses: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE",
-            help="JSON lines with `prompt` or `messages`, and `response` (text) or `response_token_ids` (exact).",
-        ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The JSON lines file to write.")],
+    weights: options.Weights,
+    responses: options.Responses,
+    out: options.ScoresOut,
+    accept_other_model: options.AcceptOtherModel = False,
     force: options.Force = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -153,15 +160,13 @@ def score(
     from nex_vllm.cli import scoring
 
     quiet_vllm(verbose)
-    scoring.run_score(scoring.ScoringPlan(model, weights, responses, out, force, verbose))
+    scoring.run_score(_plan(scoring.ScoringPlan, context))
 
 
 @app.command(
     epilog="\b\nExamples:\n  nex-vllm inspect weights.safetensors\n  nex-vllm inspect cache",
 )
-def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A weights file, or the directory of a cache.")],
-) -> None:
+def inspect(path: options.Inspected) -> None:
     """Say what is in a weights file or an activation cache."""
     from nex_vllm.cli import inspection
 
@@ -169,18 +174,12 @@ def inspect(
 
 
 @app.command(
+    short_help="Try it on a small shipped model, without a GPU.",
     epilog="\b\nExamples:\n  nex-vllm demo\n  nex-vllm demo --problems 200 --out demo-output",
 )
 def demo(
     problems: Annotated[int, typer.Option(min=1, metavar="N", help="Test problems to choose answers for.")] = 40,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Keep weights, cache and candidates in this new directory; by default nothing is kept.",
-            show_default=False,
-        ),
-    ] = None,
+    out: options.DemoOut = None,
     verbose: options.Verbose = False,
 ) -> None:
     """Try it: calibrate a small shipped model, then choose the best of three answers to problems it has not seen.
@@ -192,31 +191,17 @@ def demo(
     demonstration.run_demo(problems, out, verbose=verbose)
 
 
-def _learning_plan(out: Path, rho: float, min_run: int, credit: CreditName, force: bool) -> LearningPlan:
-    from nex_vllm.cli.calibration import LearningPlan
-
-    if not 0 < rho < 1:
-        raise InputError(f"--rho is {rho:g}, expected a probability between 0 and 1, both excluded")
-    return LearningPlan(out, rho, min_run, credit.value, force)
+def _plan(kind: type[Plan], context: typer.Context) -> Plan:
+    """Fill a plan with the flags of the same names and the words after ``--``."""
+    given = {**context.params, "engine_words": words_after_dashes(context)}
+    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
 
 
-def _recording_plan(
-    model: str,
-    prompts: Path,
-    samples: int,
-    rows: tuple[int, int],
-    max_tokens: int | None,
-    sampling: tuple[float, float],
-    seed: int,
-    verbose: bool,
-) -> RecordingPlan:
+def _recording_plan(context: typer.Context) -> RecordingPlan:
     from nex_vllm.cli.recording import RecordingPlan
 
-    quiet_vllm(verbose)
-    temperature, top_p = sampling
-    if not 0 < top_p <= 1:
-        raise InputError(f"--top-p is {top_p:g}, expected a probability above 0 and up to 1")
-    return RecordingPlan(model, prompts, samples, *rows, max_tokens, temperature, top_p, seed, verbose)
+    quiet_vllm(context.params["verbose"])
+    return _plan(RecordingPlan, context)
 
 
 _LEARNING_FLAGS = frozenset({"out", "from_cache", "credit", "rho", "min_run", "force", "verbose"})
@@ -226,14 +211,18 @@ def _refuse_recording_flags(context: typer.Context) -> None:
     """Refuse flags that would have no effect, rather than let the user believe that they had.
 
     Raises:
-        InputError: the model or a flag of the recording was given beside --from-cache.
+        InputError: the model, a flag of the recording or an engine option was given beside --from-cache.
     """
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if name not in _LEARNING_FLAGS and source is not None and source.name == "COMMANDLINE":
-            shown = "MODEL" if name == "model" else parameter.opts[0]
-            raise InputError(
-                f"{shown} has no effect on what --from-cache learns from, which is recorded already; leave it out, or "
-                "leave out --from-cache"
-            )
+    given = [parameter for parameter in context.command.params if _is_given(context, parameter.name or "")]
+    shown = ["MODEL" if each.name == "model" else each.opts[0] for each in given if each.name not in _LEARNING_FLAGS]
+    shown += ["an engine option after --"] if words_after_dashes(context) else []
+    if shown:
+        raise InputError(
+            f"{shown[0]} has no effect on what --from-cache learns from, which is recorded already; leave it out, or "
+            "leave out --from-cache"
+        )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

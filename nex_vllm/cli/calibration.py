@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from typer import echo
+
 from nex_vllm import __version__
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.algorithm.weights import WeightAccumulator
-from nex_vllm.cli.model import find_model
 from nex_vllm.cli.outcome import InterruptedRunError
-from nex_vllm.cli.recording import RecordingPlan, record_into_cache, sample, wanted_responses
-from nex_vllm.cli.report import calibration_lines, progress, say, share, table
-from nex_vllm.errors import NexError
+from nex_vllm.cli.recording import RecordingPlan, cache_meta, read_inputs, record_into_cache, sample
+from nex_vllm.cli.report import calibration_lines, format_percent, print_table, progress_bar
+from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage import (
     CachedResponse,
     CacheMeta,
@@ -20,9 +21,10 @@ from nex_vllm.storage import (
     WeightsFile,
     WeightsMeta,
     check_writable_output,
-    read_prompts,
     save_weights,
 )
+
+SMALLEST_RHO, DEFAULT_RHO = 1e-6, 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,19 @@ class LearningPlan:
     min_run: int
     credit: str
     force: bool
+
+    def check(self, cache: Path | None) -> None:
+        """Refuse what could only fail, or destroy the cache that is learned from, at the end.
+
+        Raises:
+            InputError: ``rho`` leaves the segmentation nothing to decide, or the output cannot be written.
+        """
+        if not SMALLEST_RHO <= self.rho <= 1 - SMALLEST_RHO:
+            raise InputError(
+                f"--rho is {self.rho:g}, expected a probability from {SMALLEST_RHO:g} to {1 - SMALLEST_RHO:g} of "
+                f"staying in a state; the paper uses {DEFAULT_RHO}"
+            )
+        check_writable_output(self.out, self.force, source=cache)
 
 
 class Learner:
@@ -67,60 +82,57 @@ def run_calibrate(recording: RecordingPlan, learning: LearningPlan, cache: Path 
         NexError: the responses gave no evidence; nothing is written then.
         InterruptedRunError: Ctrl-C.
     """
-    check_writable_output(learning.out, learning.force)
+    learning.check(cache)
     if cache is not None:
         record_into_cache(recording, cache)
-        learn_from_cache(cache, learning)
+        try:
+            _learn_from_cache(cache, learning)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                f"no weights are written, all responses are in {cache}", "to learn from them"
+            ) from None
         return
-    recording.check()
-    prompts = read_prompts(recording.prompts)
-    facts = find_model(recording.model)
+    inputs = read_inputs(recording)
     learner = Learner(learning)
     try:
-        sample(recording, facts, wanted_responses(prompts, recording), learner)
+        sample(recording, inputs, learner)
     except (InterruptedRunError, KeyboardInterrupt):
         raise InterruptedRunError(
-            "interrupted: nothing is kept; with --cache DIR the responses that have ended would be, and the same "
-            "command would go on from there"
+            "nothing is kept; with --cache DIR the responses that have ended would be, and the same command would go "
+            "on from there"
         ) from None
-    meta = CacheMeta(
-        recording.model,
-        facts.fingerprint,
-        facts.num_layers,
-        facts.intermediate_size,
-        recording.top_k,
-        recording.row_tokens,
-    )
-    _finish(learner, learning, meta)
+    _write_weights(learner, learning, cache_meta(recording, inputs.model))
 
 
-def learn_from_cache(directory: Path, plan: LearningPlan) -> None:
-    """Learn from every finished response of a cache.
+def run_calibrate_from_cache(directory: Path, plan: LearningPlan) -> None:
+    """Learn from every finished response of a cache, which is not changed.
 
     Raises:
-        InputError: the cache is damaged or the output cannot be written.
-        NexError: the responses gave no evidence; nothing is written then.
+        InputError: the cache is damaged or empty, or the output cannot be written.
+        NexError: rows of the cache are missing, or the responses gave no evidence; nothing is written then.
         InterruptedRunError: Ctrl-C.
     """
-    check_writable_output(plan.out, plan.force)
-    reader = CacheReader(directory)
-    if not len(reader):
-        raise NexError(f"the cache {directory} has no finished response to learn from; record into it first")
-    learner = Learner(plan)
+    plan.check(directory)
     try:
-        with progress(len(reader), "response") as bar:
-            for rows in reader.rows():
-                learner.learn(rows)
-                bar.update()
+        _learn_from_cache(directory, plan)
     except KeyboardInterrupt:
-        raise InterruptedRunError(
-            f"interrupted: no weights are written, the cache {directory} is as it was; run `nex-vllm calibrate "
-            f"--from-cache {directory}` again"
-        ) from None
-    _finish(learner, plan, reader.meta)
+        raise InterruptedRunError(f"no weights are written, the cache {directory} is as it was") from None
 
 
-def _finish(learner: Learner, plan: LearningPlan, recorded: CacheMeta) -> None:
+def _learn_from_cache(directory: Path, plan: LearningPlan) -> None:
+    reader = CacheReader(directory)
+    reader.check_complete()
+    if not len(reader):
+        raise InputError(f"the cache {directory} has no finished response to learn from; record into it first")
+    learner = Learner(plan)
+    with progress_bar(len(reader), "response") as bar:
+        for rows in reader.rows():
+            learner.learn(rows)
+            bar.update()
+    _write_weights(learner, plan, reader.meta)
+
+
+def _write_weights(learner: Learner, plan: LearningPlan, recorded: CacheMeta) -> None:
     """Write the weights and print what was found.
 
     Raises:
@@ -146,19 +158,19 @@ def _finish(learner: Learner, plan: LearningPlan, recorded: CacheMeta) -> None:
     save_weights(plan.out, WeightsFile(weights.keys, weights.weights, meta), force=plan.force)
     positive = int((weights.weights > 0).sum())
     total = len(weights.keys)
-    for line in table(calibration_lines(summary, recorded.row_tokens)):
-        say(line)
-    say(
+    print_table(calibration_lines(summary, recorded.row_tokens))
+    echo(
         f"\n{total} of {recorded.num_layers * recorded.intermediate_size} neurons have a weight, {positive} of them "
-        f"({share(positive, total)}) a positive one\nwrote {plan.out}"
+        f"({format_percent(positive, total)}) a positive one\nwrote {plan.out}"
     )
 
 
 def _no_evidence(learner: Learner, plan: LearningPlan, row_tokens: int) -> str:
     summary = learner.accumulator.summary()
     lengths = f"the longest of {summary.num_responses} responses has {learner.longest} rows of {row_tokens} tokens"
-    shorter_runs = " give a smaller --min-run," if plan.min_run > 2 else ""
-    advice = f"{shorter_runs} record again with a smaller --row-tokens, or sample longer responses".strip()
+    usual_rho = f"give a --rho nearer to {DEFAULT_RHO}, " if plan.rho != DEFAULT_RHO else ""
+    shorter_runs = "give a smaller --min-run, " if plan.min_run > 2 else ""
+    advice = f"{usual_rho}{shorter_runs}record again with a smaller --row-tokens, or sample longer responses"
     if not summary.num_cycles:
         return f"no weights: no response has a cycle of exploring and exploiting ({lengths}); {advice}"
     return (

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typer import echo
+
 from nex_vllm.cli.demo_report import Answer, show_problem, show_summary
-from nex_vllm.cli.outcome import INTERRUPTED, InterruptedRunError
-from nex_vllm.cli.report import progress, say
+from nex_vllm.cli.model import find_model
+from nex_vllm.cli.outcome import InterruptedRunError, undone_when_interrupted
+from nex_vllm.cli.report import progress_bar
 from nex_vllm.cli.session import EngineRequest, Session
 from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage import atomic_output
@@ -81,26 +84,31 @@ def run_demo(num_problems: int, out: Path | None, *, verbose: bool) -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     try:
         if out is not None:
-            _make(out)
+            _make_directory(out)
             _run(example, num_problems, out, verbose)
-            say(
-                f"\nKept in {out}: weights.safetensors, cache and candidates.jsonl; try `nex-vllm inspect {out}/cache`."
+            kept_cache = shlex.quote(str(out / "cache"))
+            echo(
+                f"\nKept in {out}: weights.safetensors, cache and candidates.jsonl; try: nex-vllm inspect {kept_cache}"
             )
             return
-        with tempfile.TemporaryDirectory(prefix="nex-vllm-demo-") as folder:
-            _run(example, num_problems, Path(folder), verbose)
-        say("\nNothing was kept; --out DIR keeps weights, cache and candidates.")
+        folder = tempfile.TemporaryDirectory(prefix="nex-vllm-demo-")
+        with folder, undone_when_interrupted(folder.cleanup):
+            _run(example, num_problems, Path(folder.name), verbose)
+        echo("\nNothing was kept; --out DIR keeps weights, cache and candidates.")
     except (InterruptedRunError, KeyboardInterrupt):
-        kept = "nothing was kept" if out is None else f"what was made so far is in {out}"
-        raise InterruptedRunError(f"interrupted: {kept}; run the demo again from the start") from None
+        if out is None:
+            raise InterruptedRunError from None
+        raise InterruptedRunError(
+            f"what was made so far is in {out}", "to start over once that is moved or deleted"
+        ) from None
 
 
 def _run(example: Example, num_problems: int, out: Path, verbose: bool) -> None:
     settings = example.settings
     weights = out / "weights.safetensors"
-    say("A model of 3 million parameters plays Countdown: make a number from others. The weights come")
-    say("from its own neurons while it answers calibration problems; nobody says which answers are right.\n")
-    say("1. Calibrate\n")
+    echo("A model of 3 million parameters plays Countdown: make a number from others. The weights come")
+    echo("from its own neurons while it answers calibration problems; nobody says which answers are right.\n")
+    echo("1. Calibrate\n")
     _run_command(
         *("calibrate", str(example.folder / "model")),
         *("--prompts", str(example.folder / "calibration.jsonl")),
@@ -110,27 +118,30 @@ def _run(example: Example, num_problems: int, out: Path, verbose: bool) -> None:
         *("--max-tokens", str(settings["max_tokens"])),
         *(["--verbose"] if verbose else []),
     )
-    say(f"\n2. Choose among {CANDIDATES} answers to problems it has not seen\n")
+    echo(f"\n2. Choose among {CANDIDATES} answers to problems it has not seen\n")
     problems = example.problems[:num_problems]
     answers = _answers(example, problems, weights, verbose)
     for number, problem in enumerate(problems[:SHOWN]):
         show_problem(number + 1, problem["prompt"], answers[number])
     _write_candidates(out / "candidates.jsonl", problems, answers)
-    say("3. How often was the choice right?\n")
+    echo("3. How often was the choice right?\n")
     show_summary(answers)
 
 
 def _answers(example: Example, problems: list[dict[str, Any]], weights: Path, verbose: bool) -> list[list[Answer]]:
     """Sample the candidates of each problem, scored by the engine while it generates them."""
-    session = Session(example.folder / "model", {"weights": str(weights)}, verbose=verbose)
+    model = find_model(str(example.folder / "model"), {})
     answers: dict[int, list[Answer]] = {}
-    with progress(len(problems), "problem") as bar:
-        for ended in session.run(_requests(example, problems, session)):
-            if ended.refusal is not None:
-                raise NexError(f"the engine refused a problem: {ended.refusal}")
-            problem = problems[ended.subject]
-            selection = ended.output.nex
-            answers[ended.subject] = [
+    with (
+        Session(model, {"weights": str(weights)}, verbose=verbose) as session,
+        progress_bar(len(problems), "problem") as bar,
+    ):
+        for result in session.run(_requests(example, problems, session)):
+            if result.refusal is not None:
+                raise NexError(f"the engine refused a problem: {result.refusal}")
+            problem = problems[result.tag]
+            selection = result.output.nex
+            answers[result.tag] = [
                 Answer(
                     text=candidate.text,
                     token_ids=list(candidate.token_ids),
@@ -172,25 +183,23 @@ def _run_command(*arguments: str) -> None:
 
     Raises:
         NexError: it failed; it has said why.
-        InterruptedRunError: Ctrl-C.
     """
-    say(f"$ {_command_lines(arguments)}\n")
-    # Only our own interpreter and arguments made here.
-    status = subprocess.run([sys.executable, "-m", "nex_vllm.cli", *arguments], check=False).returncode  # noqa: S603
-    if status == INTERRUPTED:
-        raise InterruptedRunError
+    echo(f"$ {_layout_command(arguments)}\n")
+    command = [sys.executable, "-m", "nex_vllm.cli", *arguments]
+    # A terminal's Ctrl-C does not reach another session: it interrupts the demo, which ends the command and says so.
+    status = subprocess.run(command, check=False, start_new_session=True).returncode  # noqa: S603 - made here
     if status:
         raise NexError(f"`nex-vllm {arguments[0]}` failed with exit status {status}, so the demo cannot go on")
 
 
-def _command_lines(arguments: tuple[str, ...]) -> str:
+def _layout_command(arguments: tuple[str, ...]) -> str:
     """Return the command as it would be typed, a line for each pair of words."""
-    words = ["nex-vllm", *(shlex.quote(_from_here(argument)) for argument in arguments)]
+    words = ["nex-vllm", *(shlex.quote(_relative_to_cwd(argument)) for argument in arguments)]
     head, flags = words[:3], words[3:]
     return " \\\n    ".join([" ".join(head), *(" ".join(flags[i : i + 4]) for i in range(0, len(flags), 4))])
 
 
-def _from_here(argument: str) -> str:
+def _relative_to_cwd(argument: str) -> str:
     path = Path(argument)
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else argument
@@ -212,7 +221,7 @@ def _write_candidates(path: Path, problems: list[dict[str, Any]], answers: list[
                 handle.write(json.dumps(line).encode() + b"\n")
 
 
-def _make(out: Path) -> None:
+def _make_directory(out: Path) -> None:
     try:
         out.mkdir()
     except FileExistsError:

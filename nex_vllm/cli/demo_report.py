@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from nex_vllm.cli.report import Line, number, say, table
+from typer import echo
+
+from nex_vllm.cli.report import Line, format_decimal, print_table
 
 _LONGEST_SHOWN = 44
 
@@ -25,20 +27,19 @@ class Answer:
 
 def show_problem(count: int, prompt: str, answers: Sequence[Answer]) -> None:
     """Print a problem, its candidates with their scores, and which was chosen."""
-    say(f"Problem {count}: {prompt}")
+    echo(f"Problem {count}: {prompt}")
     lines: list[Line] = [
         (
             "  ->" if answer.chosen else "    ",
-            number(answer.score, 4),
+            format_decimal(answer.score, 4),
             f"{len(answer.token_ids)} tokens",
             "right" if answer.correct else "wrong",
             _last_line(answer.text),
         )
         for answer in answers
     ]
-    for line in table(lines):
-        say(line)
-    say()
+    print_table(lines)
+    echo()
 
 
 def show_summary(problems: Sequence[Sequence[Answer]]) -> None:
@@ -49,15 +50,14 @@ def show_summary(problems: Sequence[Sequence[Answer]]) -> None:
     worst = [float(_lowest(answers).correct) for answers in problems]
     perfect = [float(any(answer.correct for answer in answers)) for answers in problems]
     lines: list[Line] = [("", "right"), *_rates(chosen, random, worst, perfect)]
-    for line in table(lines):
-        say(line)
+    print_table(lines)
     differences = [one - other for one, other in zip(chosen, random, strict=True)]
     error = f" +- {100 * stdev(differences) / math.sqrt(n):.1f}" if n > 1 else ""
-    say(f"\nNEX minus random: {100 * mean(differences):+.1f}{error} points (standard error) over n = {n} problems.")
+    echo(f"\nNEX minus random: {100 * mean(differences):+.1f}{error} points (standard error) over n = {n} problems.")
     if n > 1 and abs(mean(differences)) < 2 * stdev(differences) / math.sqrt(n):
-        say("That is within the noise of so few problems; --problems 500 takes all there are.")
+        echo("That is within the noise of so few problems; --problems 500 takes all there are.")
     elif mean(differences) < 0:
-        say("On this model the choice by NEX is worse than a random one.")
+        echo("On this model the choice by NEX is worse than a random one.")
 
 
 def _rates(chosen: list[float], random: list[float], worst: list[float], perfect: list[float]) -> list[Line]:

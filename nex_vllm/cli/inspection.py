@@ -7,10 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from typer import echo
 
 from nex_vllm.algorithm.rows import KEY_UNIT_BITS
 from nex_vllm.algorithm.weights import WeightAccumulator
-from nex_vllm.cli.report import Line, calibration_lines, number, progress, say, share, size, table
+from nex_vllm.cli.report import (
+    Line,
+    calibration_lines,
+    format_bytes,
+    format_decimal,
+    format_percent,
+    print_table,
+    progress_bar,
+)
 from nex_vllm.errors import InputError
 from nex_vllm.storage import CacheReader, WeightsFile, load_weights
 
@@ -35,75 +44,82 @@ def _inspect_weights(path: Path, file: WeightsFile) -> None:
     weights, meta = file.weights, file.meta
     positive, negative, total = int((weights > 0).sum()), int((weights < 0).sum()), len(weights)
     num_neurons = meta.num_layers * meta.intermediate_size
-    say(f"weights file {path}\n")
-    _print_words(
+    echo(f"weights file {path}")
+    echo(
+        f"for the model {meta.model} (fingerprint {meta.model_fingerprint}); another model of the same layers and "
+        "widths, such as a fine-tune, can be served with it by --nex-accept-other-model\n"
+    )
+    print_table(
         [
             *((name, _plain(value)) for name, value in asdict(meta).items()),
-            ("size on disk", size(path.stat().st_size)),
-        ]
+            ("size on disk", format_bytes(path.stat().st_size)),
+        ],
+        right_aligned=None,
     )
-    say()
-    _print(
+    echo()
+    print_table(
         [
             ("neurons of the model", str(num_neurons)),
-            ("  with a weight", str(total), share(total, num_neurons)),
-            ("  positive", str(positive), share(positive, total)),
-            ("  negative", str(negative), share(negative, total)),
-            *((f"weight, {_quantile_name(q)}", number(float(np.quantile(weights, q)))) for q in QUANTILES if total),
+            ("  with a weight", str(total), format_percent(total, num_neurons)),
+            ("  positive", str(positive), format_percent(positive, total)),
+            ("  negative", str(negative), format_percent(negative, total)),
+            *(
+                (f"weight, {_quantile_name(q)}", format_decimal(float(np.quantile(weights, q))))
+                for q in QUANTILES
+                if total
+            ),
         ]
     )
-    say()
+    echo()
     layers = (file.keys >> np.uint32(KEY_UNIT_BITS)).astype(np.int64)
     counts = np.bincount(layers, minlength=meta.num_layers)
     good = np.bincount(layers[weights > 0], minlength=meta.num_layers)
     lines: list[Line] = [("layer", "weights", "of its units", "positive")]
     for layer, (count, plus) in enumerate(zip(counts.tolist(), good.tolist(), strict=True)):
-        lines.append((str(layer), str(count), share(count, meta.intermediate_size), share(plus, count)))
-    _print(lines)
+        lines.append(
+            (str(layer), str(count), format_percent(count, meta.intermediate_size), format_percent(plus, count))
+        )
+    print_table(lines)
 
 
 def _inspect_cache(path: Path) -> None:
     reader = CacheReader(path)
     num_entries = 0
     accumulator = WeightAccumulator()
-    with progress(len(reader), "response") as bar:
+    with progress_bar(len(reader), "response") as bar:
         for rows in reader.rows():
             accumulator.add(rows)
             num_entries += len(rows.keys)
             bar.update()
     summary = accumulator.summary()
-    say(f"activation cache {path}\n")
-    endings: list[Line] = []
+    echo(f"activation cache {path}\n")
+    listed: list[Line] = []
     if reader.num_listed is not None:
         reasons = Counter(response.finish_reason or "unknown" for response in reader.responses())
-        endings = [(f"  ended by {reason}", str(count)) for reason, count in sorted(reasons.items())]
-    _print_words(
+        listed = [
+            ("listed responses", str(reader.num_listed)),
+            *((f"  ended by {reason}", str(count)) for reason, count in sorted(reasons.items())),
+        ]
+    print_table(
         [
             *((name, _plain(value)) for name, value in asdict(reader.meta).items()),
-            ("size on disk", size(reader.size_on_disk)),
-        ]
+            ("size on disk", format_bytes(reader.size_on_disk)),
+        ],
+        right_aligned=None,
     )
-    say()
-    _print(
+    echo()
+    print_table(
         [
-            ("finished responses", str(len(reader))),
-            *endings,
+            *listed,
+            ("responses with rows", str(len(reader))),
             ("entries", str(num_entries)),
-            ("  per row", number(num_entries / summary.num_rows, 1) if summary.num_rows else "-"),
+            ("  per row", format_decimal(num_entries / summary.num_rows, 1) if summary.num_rows else "-"),
         ]
     )
-    say("\nwith the default rho, min-run and credit:\n")
-    _print(calibration_lines(summary, reader.meta.row_tokens))
-
-
-def _print_words(lines: list[Line]) -> None:
-    for line in table(lines, numbers=None):
-        say(line)
-
-
-def _print(lines: list[Line]) -> None:
-    for line in table(lines):
-        say(line)
+    echo("\nwith the default rho, min-run and credit:\n")
+    print_table(calibration_lines(summary, reader.meta.row_tokens))
+    # Last, so that everything that is there has been shown.
+    reader.check_complete()
 
 
 def _plain(value: object) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-
-_SAMPLING, _LEARNING = "Sampling", "Learning"
 
 
 class CreditName(StrEnum):
@@ -18,41 +16,54 @@ class CreditName(StrEnum):
     ALL_ACTIVE = "all_active"
 
 
+def _path(text: str) -> Path:
+    """Read a path from the command line.
+
+    Raises:
+        typer.BadParameter: it is empty, which `Path` takes for the current directory, or the ``-`` of other programs.
+    """
+    if text in {"", "-"}:
+        raise typer.BadParameter(
+            f"{text!r} is not a path here, and standard input and output are not used; give the path of a file or "
+            "directory (./- for one that is called -)"
+        )
+    return Path(text)
+
+
+def path_option(metavar: str, help: str) -> Any:  # noqa: A002 - typer's own word
+    """Declare a flag that takes a path."""
+    return typer.Option(metavar=metavar, parser=_path, help=help, show_default=False)
+
+
 MODEL_HELP = "A model's folder, or its name on the Hugging Face hub."
 
+PROMPTS_HELP = "JSON lines with `prompt` (text) or `messages` (a chat), and optionally a unique `id`."
+RESPONSES_HELP = "JSON lines with `prompt` or `messages`, and `response` (text) or `response_token_ids` (exact)."
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-OptionalModel = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, show_default=False)]
-Prompts = Annotated[
-    Path,
-    typer.Option(
-        metavar="FILE", help="JSON lines with `prompt` (text) or `messages` (a chat), and optionally a unique `id`."
-    ),
-]
-OptionalPrompts = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="JSON lines with `prompt` (text) or `messages` (a chat), and optionally a unique `id`.",
-        show_default=False,
-    ),
-]
-WeightsOut = Annotated[Path, typer.Option(metavar="WEIGHTS", help="The weights file to write.")]
-Cache = Annotated[
-    Path,
-    typer.Option(metavar="DIR", help="The activation cache: a new directory, or one to go on with."),
-]
+OptionalModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+Prompts = Annotated[Path, path_option("FILE", PROMPTS_HELP)]
+OptionalPrompts = Annotated[Path | None, path_option("FILE", PROMPTS_HELP)]
+Responses = Annotated[Path, path_option("FILE", RESPONSES_HELP)]
+Weights = Annotated[Path, path_option("WEIGHTS", "The weights file to score with.")]
+WeightsOut = Annotated[Path, path_option("WEIGHTS", "The weights file to write.")]
+ScoresOut = Annotated[Path, path_option("FILE", "The JSON lines file to write.")]
+Cache = Annotated[Path, path_option("DIR", "The activation cache: a new directory, or one to go on with.")]
 OptionalCache = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Record into this activation cache, so that a run can be continued and learned from again; the weights "
-        "come from all that is in it.",
-        show_default=False,
+    path_option(
+        "DIR",
+        "Record into this activation cache, so that a run can be continued and learned from again; the weights come "
+        "from all that is in it.",
     ),
 ]
-FromCache = Annotated[
+FromCache = Annotated[Path | None, path_option("DIR", "Learn from this activation cache; no model is needed.")]
+DemoOut = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Learn from this activation cache; no model is needed.", show_default=False),
+    path_option("DIR", "Keep weights, cache and candidates in this new directory; by default nothing is kept."),
+]
+Inspected = Annotated[
+    Path, typer.Argument(metavar="PATH", parser=_path, help="A weights file, or the directory of a cache.")
 ]
 Samples = Annotated[int, typer.Option(min=1, metavar="N", help="Responses for each prompt.")]
 TopK = Annotated[int, typer.Option(min=1, metavar="K", help="Neurons kept per token, over all layers together.")]
@@ -77,5 +88,12 @@ Seed = Annotated[
 Credit = Annotated[CreditName, typer.Option(help="Credit the neurons first seen in an exploring run, or all active.")]
 Rho = Annotated[float, typer.Option(metavar="P", help="Probability of staying in a state in the segmentation.")]
 MinRun = Annotated[int, typer.Option(min=1, metavar="N", help="Shortest run of rows that the segmentation keeps.")]
+AcceptOtherModel = Annotated[
+    bool,
+    typer.Option(
+        "--accept-other-model",
+        help="Take weights that another model of the same layers and widths gave, such as a fine-tune's base model.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what vLLM logs.")]

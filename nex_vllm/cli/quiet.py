@@ -22,6 +22,7 @@ def quiet_vllm(verbose: bool) -> None:
     # vLLM warns while it is imported, before it sets its own logging up.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     warnings.simplefilter("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of worker processes
 
 
 def _cpu_cache_gib() -> int:

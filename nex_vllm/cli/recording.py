@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from typer import echo
+
 from nex_vllm.algorithm.rows import ResponseRows
+from nex_vllm.cli.engine_options import parse_engine_options
 from nex_vllm.cli.model import ModelFacts, find_model
-from nex_vllm.cli.outcome import InterruptedRunError
-from nex_vllm.cli.report import note, progress, say
-from nex_vllm.cli.session import Ended, EngineRequest, Session
+from nex_vllm.cli.outcome import InterruptedRunError, undone_when_interrupted
+from nex_vllm.cli.report import format_percent, progress_bar
+from nex_vllm.cli.session import EngineRequest, EngineResult, Session
 from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage import CachedResponse, CacheMeta, CacheReader, CacheWriter, Prompt, read_prompts
+
+LARGE_TOP_K_SHARE = 0.05
+"""A warning is due above this share of a model's neurons; the paper's models keep less than one in a hundred."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingPlan:
-    """What to sample and how to record it; the flags that `record` and `calibrate` share."""
+    """What to sample and how to record it; the flags that `record` and `calibrate` share.
+
+    ``engine_words`` are vLLM's own options, as given after ``--``.
+    """
 
     model: str
     prompts: Path
@@ -32,18 +42,37 @@ class RecordingPlan:
     top_p: float
     seed: int
     verbose: bool
+    engine_words: tuple[str, ...]
 
     def check(self) -> None:
         """Refuse flags that contradict each other.
 
         Raises:
-            InputError: several samples without randomness would be the same response several times.
+            InputError: ``top_p`` is no probability, or several samples without randomness would be the same response
+                several times.
         """
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"--top-p is {self.top_p:g}, expected a probability above 0 and up to 1")
         if self.temperature == 0 and self.samples > 1:
             raise InputError(
                 f"--temperature 0 gives the same response every time, so --samples {self.samples} would record it "
                 f"{self.samples} times; leave --samples at 1 or raise --temperature"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingInputs:
+    """What a recording works on, checked.
+
+    Attributes:
+        wanted: the responses to sample, in the order of the prompts.
+        model: the model's facts.
+        engine_options: by vLLM's field name.
+    """
+
+    wanted: list[WantedResponse]
+    model: ModelFacts
+    engine_options: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +108,31 @@ def wanted_responses(prompts: list[Prompt], plan: RecordingPlan) -> list[WantedR
     ]
 
 
+def read_inputs(plan: RecordingPlan) -> RecordingInputs:
+    """Check everything that a recording takes, before an engine is started.
+
+    Raises:
+        InputError: flags, prompts, engine options or model are unusable.
+    """
+    plan.check()
+    wanted = wanted_responses(read_prompts(plan.prompts), plan)
+    engine_options = parse_engine_options(plan.engine_words)
+    model = find_model(plan.model, engine_options)
+    return RecordingInputs(wanted, model, engine_options)
+
+
+def cache_meta(plan: RecordingPlan, model: ModelFacts) -> CacheMeta:
+    """Return how the responses are recorded."""
+    return CacheMeta(
+        model=plan.model,
+        model_fingerprint=model.fingerprint,
+        num_layers=model.num_layers,
+        intermediate_size=model.intermediate_size,
+        top_k=plan.top_k,
+        row_tokens=plan.row_tokens,
+    )
+
+
 def record_into_cache(plan: RecordingPlan, directory: Path) -> int:
     """Bring a cache to where it has every response that is wanted; return how many were sampled for that.
 
@@ -87,40 +141,32 @@ def record_into_cache(plan: RecordingPlan, directory: Path) -> int:
             long excepted.
         InterruptedRunError: Ctrl-C; what had ended is in the cache.
     """
-    plan.check()
-    wanted = wanted_responses(read_prompts(plan.prompts), plan)
-    facts = find_model(plan.model)
-    meta = CacheMeta(
-        plan.model, facts.fingerprint, facts.num_layers, facts.intermediate_size, plan.top_k, plan.row_tokens
-    )
+    inputs = read_inputs(plan)
+    wanted = inputs.wanted
     writer = None
     with _removed_if_empty(directory):
         try:
-            with CacheWriter(directory, meta) as writer:
+            with CacheWriter(directory, cache_meta(plan, inputs.model)) as writer:
                 _check_same_prompts(directory, wanted)
                 missing = [response for response in wanted if response.id not in writer.finished]
-                before = len(wanted) - len(missing)
-                if before:
+                num_before = len(wanted) - len(missing)
+                if num_before:
                     rest = f"; recording the other {len(missing)}" if missing else ""
-                    note(f"{before} of {len(wanted)} responses are in {directory} already{rest}")
+                    echo(f"{num_before} of {len(wanted)} responses are in {directory} already{rest}", err=True)
                 if missing:
-                    sample(plan, facts, missing, writer, num_before=before)
+                    sample(plan, replace(inputs, wanted=missing), writer, num_before=num_before)
         except (InterruptedRunError, KeyboardInterrupt):
             kept = 0 if writer is None else sum(response.id in writer.finished for response in wanted)
             if not kept:
-                raise InterruptedRunError(
-                    "interrupted before any response had ended, so nothing is kept; run the same command again"
-                ) from None
+                raise InterruptedRunError("no response had ended, so nothing is kept") from None
             raise InterruptedRunError(
-                f"interrupted: {kept} of {len(wanted)} responses are kept in {directory}; run the same command again "
-                f"to record the other {len(wanted) - kept}"
+                f"{kept} of {len(wanted)} responses are kept in {directory}",
+                f"to record the other {len(wanted) - kept}",
             ) from None
     return len(missing)
 
 
-def sample(
-    plan: RecordingPlan, facts: ModelFacts, wanted: list[WantedResponse], sink: ResponseSink, *, num_before: int = 0
-) -> None:
+def sample(plan: RecordingPlan, inputs: RecordingInputs, sink: ResponseSink, *, num_before: int = 0) -> None:
     """Start an engine, sample the responses, and give each to ``sink`` when it ends.
 
     Raises:
@@ -128,19 +174,28 @@ def sample(
         NexError: the engine or the sink failed.
         InterruptedRunError: Ctrl-C.
     """
-    session = Session(facts.folder, {"top_k": plan.top_k, "row_tokens": plan.row_tokens}, verbose=plan.verbose)
-    requests = _requests(plan, session, wanted)
-    with progress(num_before + len(wanted), "response", done=num_before) as bar:
-        for ended in session.run(requests):
-            sink.add(*_cached(ended))
+    num_neurons = inputs.model.num_neurons
+    if plan.top_k > LARGE_TOP_K_SHARE * num_neurons:
+        echo(
+            f"warning: --top-k {plan.top_k} keeps {format_percent(plan.top_k, num_neurons)} of the {num_neurons} "
+            "neurons for every token, which hardly tells tokens apart; give a smaller --top-k",
+            err=True,
+        )
+    settings = {"top_k": plan.top_k, "row_tokens": plan.row_tokens}
+    with (
+        Session(inputs.model, settings, verbose=plan.verbose, **inputs.engine_options) as session,
+        progress_bar(num_before + len(inputs.wanted), "response", done=num_before) as bar,
+    ):
+        for result in session.run(_requests(plan, session, inputs.wanted)):
+            sink.add(*_cached_response(result))
             bar.update()
 
 
 def run_record(plan: RecordingPlan, directory: Path) -> None:
     """`nex-vllm record`."""
     num_new = record_into_cache(plan, directory)
-    say(f"{directory} has {len(CacheReader(directory))} finished responses, {num_new} of them new")
-    say(f"next: nex-vllm calibrate --from-cache {directory} --out weights.safetensors")
+    echo(f"{directory} has {len(CacheReader(directory))} finished responses, {num_new} of them new")
+    echo(f"next: nex-vllm calibrate --from-cache {shlex.quote(str(directory))} --out weights.safetensors")
 
 
 def _requests(plan: RecordingPlan, session: Session, wanted: list[WantedResponse]) -> list[EngineRequest]:
@@ -181,11 +236,11 @@ def _fitting_tokens(plan: RecordingPlan, session: Session, prompt: Prompt) -> li
     return tokens
 
 
-def _cached(ended: Ended) -> tuple[CachedResponse, ResponseRows]:
-    wanted: WantedResponse = ended.subject
-    if ended.refusal is not None:
-        raise NexError(f"the engine refused prompt {wanted.prompt.id!r}: {ended.refusal}; take it out of the prompts")
-    candidate: Any = ended.output.nex.candidates[0]
+def _cached_response(result: EngineResult) -> tuple[CachedResponse, ResponseRows]:
+    wanted: WantedResponse = result.tag
+    if result.refusal is not None:
+        raise NexError(f"the engine refused prompt {wanted.prompt.id!r}: {result.refusal}; take it out of the prompts")
+    candidate: Any = result.output.nex.candidates[0]
     rows = replace(candidate.rows, response=wanted.id)
     if rows.num_tokens != len(candidate.token_ids):
         raise NexError(
@@ -235,9 +290,14 @@ def _same_prompt(cached: CachedResponse, prompt: Prompt) -> bool:
 def _removed_if_empty(directory: Path) -> Iterator[None]:
     """Take the directory away again where it was made here and nothing was recorded into it."""
     existed = directory.exists()
-    try:
-        yield
-    except BaseException:
+
+    def remove() -> None:
         if not existed and directory.is_dir() and not any(directory.glob("rows-*.parquet")):
             shutil.rmtree(directory, ignore_errors=True)
+
+    try:
+        with undone_when_interrupted(remove):
+            yield
+    except BaseException:
+        remove()
         raise

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typer import echo
+
 from nex_vllm.algorithm.scores import model_score
+from nex_vllm.cli.engine_options import REFUSED_BY_SCORE, parse_engine_options
 from nex_vllm.cli.model import ModelFacts, find_model
 from nex_vllm.cli.outcome import InterruptedRunError
-from nex_vllm.cli.report import note, number, progress, say
-from nex_vllm.cli.session import Ended, EngineRequest, Session
+from nex_vllm.cli.report import format_decimal, progress_bar
+from nex_vllm.cli.session import EngineRequest, EngineResult, Session
 from nex_vllm.errors import NexError
 from nex_vllm.storage import (
     GivenResponse,
@@ -31,22 +34,24 @@ _ITEM_BYTES = 2  # `dtype="auto"` is one of the two 16-bit types
 
 @dataclass(frozen=True, slots=True)
 class ScoringPlan:
-    """What to score and where to put the scores."""
+    """What to score and where to put the scores; ``engine_words`` are vLLM's own options, as given after ``--``."""
 
     model: str
     weights: Path
     responses: Path
     out: Path
+    accept_other_model: bool
     force: bool
     verbose: bool
+    engine_words: tuple[str, ...]
 
 
-def batch_tokens(facts: ModelFacts) -> int:
+def batch_tokens(model: ModelFacts) -> int:
     """Return how many tokens a step may have, so that a record of all of them stays within `RECORD_BYTES`.
 
     A teacher-forced pass records every position of a batch: 350,000 neurons take 700 kB a token.
     """
-    fitting = RECORD_BYTES // (facts.num_layers * facts.intermediate_size * _ITEM_BYTES)
+    fitting = RECORD_BYTES // (model.num_neurons * _ITEM_BYTES)
     return min(max(fitting, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS)
 
 
@@ -58,24 +63,25 @@ def run_score(plan: ScoringPlan) -> None:
         NexError: the engine failed, or not one response could be scored (the output is written then).
         InterruptedRunError: Ctrl-C; nothing is written.
     """
-    check_writable_output(plan.out, plan.force)
+    for source in (plan.responses, plan.weights, Path(plan.model)):
+        check_writable_output(plan.out, plan.force, source=source)
     responses = read_responses(plan.responses)
     weights = load_weights(plan.weights)
-    facts = find_model(plan.model)
+    engine_options = parse_engine_options(plan.engine_words, REFUSED_BY_SCORE)
+    model = find_model(plan.model, engine_options)
     check_fits(
         weights,
-        model_fingerprint=facts.fingerprint,
-        num_layers=facts.num_layers,
-        intermediate_size=facts.intermediate_size,
+        model_fingerprint=model.fingerprint,
+        num_layers=model.num_layers,
+        intermediate_size=model.intermediate_size,
         top_k=weights.meta.top_k,
+        accept_other_model=plan.accept_other_model,
         source=plan.weights,
     )
     try:
-        results = _scored(plan, facts, responses)
+        results = _scored(plan, model, responses, engine_options)
     except (InterruptedRunError, KeyboardInterrupt):
-        raise InterruptedRunError(
-            f"interrupted: {plan.out} is not written; run the same command again to score from the start"
-        ) from None
+        raise InterruptedRunError(f"{plan.out} is not written") from None
     with atomic_output(plan.out) as handle:
         for response, result in zip(responses, results, strict=True):
             handle.write(json.dumps({**response.fields, "nex": result}, ensure_ascii=False).encode() + b"\n")
@@ -85,33 +91,41 @@ def run_score(plan: ScoringPlan) -> None:
     ]
     if unscored:
         response, result = unscored[0]
-        note(
+        echo(
             f"warning: {len(unscored)} of {len(responses)} responses have no score, the first on line {response.line}: "
-            f"{result['error']}"
+            f"{result['error']}",
+            err=True,
         )
     if not scores:
         raise NexError(f"no response could be scored; see the `error` of each line in {plan.out}")
-    say(
-        f"mean score {number(model_score(scores), 4)} over {len(scores)} responses (the model's score on these prompts)"
+    echo(
+        f"mean score {format_decimal(model_score(scores), 4)} over {len(scores)} responses (the model's score on these "
+        "prompts)"
     )
-    say(f"wrote {plan.out}")
+    echo(f"wrote {plan.out}")
 
 
-def _scored(plan: ScoringPlan, facts: ModelFacts, responses: list[GivenResponse]) -> list[dict[str, Any]]:
-    max_tokens = batch_tokens(facts)
-    session = Session(
-        facts.folder,
-        {"weights": str(plan.weights), "teacher_forced": True},
-        verbose=plan.verbose,
-        max_model_len=_room_for_full_context(facts.folder),
-        max_num_batched_tokens=max_tokens,
-        max_num_seqs=min(64, max_tokens),
-        enable_chunked_prefill=True,
-    )
+def _scored(
+    plan: ScoringPlan, model: ModelFacts, responses: list[GivenResponse], engine_options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    max_tokens = batch_tokens(model)
+    settings: dict[str, Any] = {"weights": str(plan.weights), "teacher_forced": True}
+    if plan.accept_other_model:
+        settings["accept_other_model"] = True
+    options = {
+        "max_num_seqs": min(64, max_tokens),
+        **engine_options,
+        "max_model_len": _room_for_full_context(model, engine_options),
+        "max_num_batched_tokens": max_tokens,
+        "enable_chunked_prefill": True,
+    }
     results: dict[int, dict[str, Any]] = {}
-    with progress(len(responses), "response") as bar:
-        for ended in session.run(_requests(session, responses, results, bar)):
-            results[ended.subject] = _result(ended)
+    with (
+        Session(model, settings, verbose=plan.verbose, **options) as session,
+        progress_bar(len(responses), "response") as bar,
+    ):
+        for result in session.run(_requests(session, responses, results, bar)):
+            results[result.tag] = _scores(result)
             bar.update()
     return [results[index] for index in range(len(responses))]
 
@@ -146,28 +160,31 @@ def _requests(
         bar.update()
 
 
-def _result(ended: Ended) -> dict[str, Any]:
-    if ended.refusal is not None:
-        return {"score": None, "error": ended.refusal}
-    candidate = ended.output.nex.candidates[0]
+def _scores(result: EngineResult) -> dict[str, Any]:
+    if result.refusal is not None:
+        return {"score": None, "error": result.refusal}
+    candidate = result.output.nex.candidates[0]
     if candidate.score is None:
         return {"score": None, "error": "not every token was recorded, or an activation is not finite"}
     return {name: getattr(candidate, name) for name in ("score", "pos_mass", "abs_mass", "tot_mass", "num_tokens")}
 
 
-def _room_for_full_context(folder: Path) -> int | None:
-    """Return a context one token longer than the model's, None where that would change the model.
+def _room_for_full_context(model: ModelFacts, engine_options: Mapping[str, Any]) -> int | None:
+    """Return a context one token longer than the model's, or than the one asked for; as asked where that changes it.
 
     A response that was cut off at the end of the context fills it, but vLLM takes no prompt without room for one more
     token. That token is sampled and dropped: no position beyond the model's own is ever computed.
     """
+    asked: int | None = engine_options.get("max_model_len")
+    if asked == -1:  # as long as the memory allows
+        return asked
     os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
     from nex_vllm.plugin.offline import EngineArgs
 
     try:
-        config = EngineArgs(model=str(folder)).create_model_config()
+        config = EngineArgs(**{"model": str(model.folder), **engine_options}).create_model_config()
         scaling = getattr(config.hf_text_config, "rope_parameters", None) or {}
         # These switch to other frequencies as a whole once the context is longer than the original one.
-        return None if "longrope" in str(scaling) else int(config.max_model_len) + 1
+        return asked if "longrope" in str(scaling) else int(config.max_model_len) + 1
     except Exception:  # what is wrong with the model is said when its engine is started
-        return None
+        return asked

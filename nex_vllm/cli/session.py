@@ -7,13 +7,16 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
+from typer import echo
+
+from nex_vllm.cli.model import ModelFacts
 from nex_vllm.cli.outcome import InterruptedRunError
 from nex_vllm.cli.quiet import quiet_vllm
-from nex_vllm.cli.report import note
+from nex_vllm.cli.report import describe_error
 from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage import Prompt
 
@@ -23,65 +26,78 @@ class EngineRequest:
     """One request to the engine.
 
     Attributes:
-        subject: what the request is about; comes back with its end.
+        tag: anything; comes back with the result.
         token_ids: the prompt.
         params: vLLM's sampling parameters with the NEX keywords.
     """
 
-    subject: Any
+    tag: Any
     token_ids: list[int]
     params: Any
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """One request's end: vLLM's output, or the reason why the engine did not take it."""
+class EngineResult:
+    """What became of one request: vLLM's output, or the reason why the engine did not take it."""
 
-    subject: Any
+    tag: Any
     output: Any = None
     refusal: str | None = None
 
 
 class Session:
-    """A started engine with NEX on.
+    """A started engine with NEX on; a context manager that ends the engine and its worker processes.
 
     Args:
-        folder: the model's.
+        model: what to load.
         settings: NEX's own, for ``additional_config``.
         verbose: let vLLM log and draw its bars.
-        engine: further engine arguments.
+        engine_options: vLLM's own, by the names of their fields.
 
     Raises:
         InputError: NEX cannot work with this model or these settings.
         NexError: the engine did not start.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, verbose: bool = False, **engine: Any) -> None:
-        note(f"starting the engine on {folder} ...")
+    def __init__(
+        self, model: ModelFacts, settings: dict[str, Any], *, verbose: bool = False, **engine_options: Any
+    ) -> None:
+        echo(f"starting the engine on {model.folder} ...", err=True)
         quiet_vllm(verbose)
         from nex_vllm.plugin.activation import is_active
         from nex_vllm.plugin.offline import LLM
 
+        options = {"disable_log_stats": True, "use_tqdm_on_load": verbose, **engine_options}
         try:
-            self._llm = LLM(
-                str(folder),
-                additional_config={"nex": settings},
-                disable_log_stats=True,
-                use_tqdm_on_load=verbose,
-                **engine,
-            )
+            with _workers_without_interrupt():
+                self._llm = LLM(str(model.folder), additional_config={"nex": settings}, **options)
         except InputError:
             raise
         except Exception as error:
             raise NexError(
-                f"vLLM could not start an engine on {folder} ({_words(error)}); run again with --verbose for its own "
-                "messages"
+                f"vLLM could not start an engine on {model.folder} ({describe_error(error)}); run again with --verbose "
+                "for its own messages"
             ) from error
         if not is_active(self._llm.llm_engine.vllm_config):
             raise NexError(
                 "vLLM did not load the plugin `nex`; take it into VLLM_PLUGINS, or unset that variable, and see that "
                 "nex-vllm is installed beside vLLM"
             )
+        config = self._llm.model_config.hf_text_config
+        served = (config.num_hidden_layers, config.intermediate_size)
+        if served != (model.num_layers, model.intermediate_size):
+            raise InputError(
+                f"vLLM runs {model.name} with {served[0]} layers of {served[1]} units, but its config.json says "
+                f"{model.num_layers} of {model.intermediate_size}; leave out the engine option that changes its shape"
+            )
+
+    def __enter__(self) -> Self:
+        """Return the session itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End the engine."""
+        self._llm.llm_engine.engine_core.shutdown()
 
     @property
     def context(self) -> int:
@@ -113,7 +129,7 @@ class Session:
         """Tokenise a response's text, without special tokens around it."""
         return list(self._llm.get_tokenizer().encode(text, add_special_tokens=False))
 
-    def run(self, requests: Iterable[EngineRequest]) -> Iterator[Ended]:
+    def run(self, requests: Iterable[EngineRequest]) -> Iterator[EngineResult]:
         """Serve requests and yield each when it ends; a bounded number is taken from ``requests`` ahead.
 
         Ctrl-C is held back until a step is complete and its ended requests have been yielded; a second one is not.
@@ -140,30 +156,24 @@ class Session:
                 if request is not None and fits and len(under_way) < scheduler.max_num_seqs:
                     try:
                         engine.add_request(str(number), self._rendered(request.token_ids), request.params)
-                        under_way[str(number)] = request.subject
+                        under_way[str(number)] = request.tag
                         new_tokens += len(request.token_ids)
                     except (ValueError, VLLMClientError) as error:
-                        yield Ended(request.subject, refusal=" ".join(str(error).split()))
+                        yield EngineResult(request.tag, refusal=" ".join(str(error).split()))
                     request = next(waiting, None)
                 elif under_way:
                     new_tokens = 0
                     for output in _step(engine):
                         if output.finished:
-                            yield Ended(under_way.pop(output.request_id), output)
+                            yield EngineResult(under_way.pop(output.request_id), output)
                 else:
                     return
                 if interrupted.is_set():
-                    raise InterruptedRunError("interrupted")
+                    raise InterruptedRunError
 
     def _rendered(self, token_ids: list[int]) -> Any:
         (rendered,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": token_ids}])
         return rendered
-
-
-def _words(error: Exception) -> str:
-    """Return an error of vLLM's in one line of bounded length."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text if len(text) <= 400 else text[:397] + '...'}"
 
 
 def _step(engine: Any) -> list[Any]:
@@ -172,7 +182,9 @@ def _step(engine: Any) -> list[Any]:
     except NexError:
         raise
     except Exception as error:
-        raise NexError(f"the engine failed ({_words(error)}); run again with --verbose for its own messages") from error
+        raise NexError(
+            f"the engine failed ({describe_error(error)}); run again with --verbose for its own messages"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -193,3 +205,26 @@ def _held_interrupt() -> Iterator[threading.Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, plain)
+
+
+@contextlib.contextmanager
+def _workers_without_interrupt() -> Iterator[None]:
+    """Start child processes with Ctrl-C blocked, which a terminal sends to them too.
+
+    vLLM's workers would end at once, in the middle of a step; they end when this process ends its engine, or dies.
+    """
+    plain_start = BaseProcess.start
+
+    def start(self: BaseProcess) -> None:
+        # The mask of blocked signals is inherited, by forked and by spawned processes.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            plain_start(self)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    BaseProcess.start = start  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        BaseProcess.start = plain_start  # type: ignore[method-assign]

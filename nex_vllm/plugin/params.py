@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm.sampling_params import SamplingParams as _VllmSamplingParams
 
-from nex_vllm.choosing.options import parse_options
+from nex_vllm.choosing.options import CHECKED, parse_options
 
 
 class SamplingParams(_VllmSamplingParams, omit_defaults=True, dict=True):  # type: ignore[call-arg]
@@ -40,5 +40,8 @@ class SamplingParams(_VllmSamplingParams, omit_defaults=True, dict=True):  # typ
         if given:
             own: dict[str, Any] = getattr(self, "extra_args", None) or {}
             self.extra_args = {**own, **given}
-        parse_options(self.extra_args)
+        # A worker process unpickles parameters that the front end has checked and marked; it would refuse the mark of
+        # a user, too.
+        if CHECKED not in (self.extra_args or {}):
+            parse_options(self.extra_args)
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Commands run as a user runs them, on a copy of the shipped model that nobody else changes."""
+"""Commands, in this process or as a user runs them, on a copy of the shipped model that nobody else changes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,28 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nex_vllm.cli.app import app
+from nex_vllm.cli.outcome import exit_status
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command run in this process left: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
 
 NUM_CALIBRATION = 16
 NEX_VLLM = [sys.executable, "-m", "nex_vllm.cli"]
@@ -37,18 +53,30 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command in this process, which imports vLLM once at most."""
+
+    def run(*arguments: object) -> Outcome:
+        status = exit_status(app, [str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def nex_vllm() -> Command:
     """Return a function that runs ``nex-vllm`` with some arguments to its end."""
 
-    def run(*arguments: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*NEX_VLLM, *map(str, arguments)],
             check=False,
             capture_output=True,
             text=True,
             timeout=timeout,
-            env=command_environment(),
+            env={**command_environment(), **environment},
         )
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,12 +12,10 @@ from typing import Any
 
 import pytest
 
-from nex_vllm.cli import recording, session
-from nex_vllm.cli.app import app
-from nex_vllm.cli.outcome import exit_status
+from nex_vllm.cli import calibration, recording, session
 from nex_vllm.cli.session import EngineRequest
 from nex_vllm.storage import CacheReader, load_weights
-from tests.cli.conftest import write_lines
+from tests.cli.conftest import Run, write_lines
 from tests.cli.recorded import ROW_TOKENS, TOP_K, recorded_rows, write_cache
 
 NUM_PROMPTS = 12
@@ -31,8 +30,13 @@ class FakeEngine:
         self.under_way: list[tuple[str, Any]] = []
         self.most_under_way = 0
         self.num_ended = self.new_tokens = 0
+        self.engine_core = SimpleNamespace(shutdown=self._shut_down)
+        self.is_shut_down = False
         self._interrupt_after = interrupt_after
         self._random = random.Random(7)
+
+    def _shut_down(self) -> None:
+        self.is_shut_down = True
 
     def add_request(self, request_id: str, token_ids: list[int], params: Any) -> None:
         if token_ids == [13]:
@@ -91,40 +95,36 @@ def given(tmp_path: Path, model: Path) -> list[object]:
     return [model, "--prompts", prompts, *FLAGS]
 
 
-def run(*arguments: object) -> int:
-    return exit_status(app, [str(argument) for argument in arguments])
-
-
 def content(path: Path) -> bytes:
     file = load_weights(path)
     assert len(file.keys) > 100
     return file.keys.tobytes() + file.weights.tobytes()
 
 
-def test_one_go_equals_recording_first(fake: type[FakeSession], given: list[object], tmp_path: Path) -> None:
+def test_one_go_equals_recording_first(run: Run, fake: type[FakeSession], given: list[object], tmp_path: Path) -> None:
     direct, through, later = (tmp_path / name for name in ("direct", "through", "later"))
-    assert run("calibrate", *given, "--out", direct) == 0
-    assert run("calibrate", *given, "--out", through, "--cache", tmp_path / "cache") == 0
-    assert run("calibrate", "--from-cache", tmp_path / "cache", "--out", later) == 0
+    assert run("calibrate", *given, "--out", direct).status == 0
+    assert run("calibrate", *given, "--out", through, "--cache", tmp_path / "cache").status == 0
+    assert run("calibrate", "--from-cache", tmp_path / "cache", "--out", later).status == 0
     assert content(direct) == content(through) == content(later)
     assert load_weights(direct).meta == load_weights(through).meta == load_weights(later).meta
 
 
-def test_order_of_the_responses_does_not_change_a_byte_of_the_weights(tmp_path: Path) -> None:
+def test_order_of_the_responses_does_not_change_a_byte_of_the_weights(run: Run, tmp_path: Path) -> None:
     responses = [recorded_rows(f"r{n}", n) for n in range(NUM_PROMPTS)]
     weights = []
     for number in range(5):
         random.Random(number).shuffle(responses)
         cache = write_cache(tmp_path / f"cache{number}", responses)
-        assert run("calibrate", "--from-cache", cache, "--out", tmp_path / f"w{number}") == 0
+        assert run("calibrate", "--from-cache", cache, "--out", tmp_path / f"w{number}").status == 0
         weights.append(content(tmp_path / f"w{number}"))
     assert len(set(weights)) == 1
 
 
 def test_every_sample_has_an_id_and_a_seed_of_its_own(
-    fake: type[FakeSession], given: list[object], tmp_path: Path
+    run: Run, fake: type[FakeSession], given: list[object], tmp_path: Path
 ) -> None:
-    assert run("record", *given, "--cache", tmp_path / "cache", "--samples", 3, "--seed", 100) == 0
+    assert run("record", *given, "--cache", tmp_path / "cache", "--samples", 3, "--seed", 100).status == 0
     texts = {response.id: response.text for response in CacheReader(tmp_path / "cache").responses()}
     expected = {f"{line}-{k}": f"text {100 + 3 * (line - 1) + k}" for line in range(1, 13) for k in range(3)}
     assert texts == expected
@@ -132,61 +132,68 @@ def test_every_sample_has_an_id_and_a_seed_of_its_own(
 
 
 def test_interrupted_recording_keeps_what_had_ended_and_goes_on(
-    fake: type[FakeSession], given: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, fake: type[FakeSession], given: list[object], tmp_path: Path
 ) -> None:
     cache, undisturbed = tmp_path / "cache", tmp_path / "undisturbed"
     # Not the default where the tests run in a shell's background, which ignores the signal.
     handler_before = signal.getsignal(signal.SIGINT)
     fake.interrupt_after = 5
-    assert run("record", *given, "--cache", cache) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: interrupted: 5 of 12 responses are kept in {cache}; run the same command again to record the other 7"
+    arguments = ["record", *given, "--cache", cache]
+    done = run(*arguments)
+    assert done.status == 130
+    assert done.err.splitlines()[-1] == (
+        f"error: interrupted: 5 of 12 responses are kept in {cache}; to record the other 7, run: "
+        f"{shlex.join(['nex-vllm', *map(str, arguments)])}"
     )
+    assert fake.last.is_shut_down
     assert len(CacheReader(cache)) == 5
     assert signal.getsignal(signal.SIGINT) is handler_before
     fake.interrupt_after = None
-    assert run("record", *given, "--cache", cache) == 0
+    assert run("record", *given, "--cache", cache).status == 0
     assert fake.last.num_ended == 7
-    assert run("record", *given, "--cache", undisturbed) == 0
+    assert run("record", *given, "--cache", undisturbed).status == 0
     one, other = ({r.id: r for r in CacheReader(path).responses()} for path in (cache, undisturbed))
     assert one == other
     for path in (cache, undisturbed):
-        assert run("calibrate", "--from-cache", path, "--out", path.with_suffix(".w")) == 0
+        assert run("calibrate", "--from-cache", path, "--out", path.with_suffix(".w")).status == 0
     assert content(cache.with_suffix(".w")) == content(undisturbed.with_suffix(".w"))
 
 
 def test_interrupted_before_anything_ended_leaves_nothing(
+    run: Run,
     fake: type[FakeSession],
     given: list[object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(*args: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FakeSession, "__init__", interrupted)
-    assert run("record", *given, "--cache", tmp_path / "cache") == 130
-    assert "nothing is kept" in capsys.readouterr().err.splitlines()[-1]
-    assert run("calibrate", *given, "--out", tmp_path / "w") == 130
+    done = run("record", *given, "--cache", tmp_path / "cache")
+    assert done.status == 130
+    assert "nothing is kept" in done.err.splitlines()[-1]
+    assert run("calibrate", *given, "--out", tmp_path / "w").status == 130
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
 
 
 def test_interrupted_calibration_without_a_cache_says_that_nothing_is_kept(
-    fake: type[FakeSession], given: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, fake: type[FakeSession], given: list[object], tmp_path: Path
 ) -> None:
     fake.interrupt_after = 5
-    assert run("calibrate", *given, "--out", tmp_path / "w") == 130
-    assert "nothing is kept; with --cache DIR" in capsys.readouterr().err.splitlines()[-1]
+    done = run("calibrate", *given, "--out", tmp_path / "w")
+    assert done.status == 130
+    assert "nothing is kept; with --cache DIR" in done.err.splitlines()[-1]
     assert not (tmp_path / "w").exists()
 
 
 def test_prompt_too_long_for_the_context_is_named_before_anything_is_sampled(
-    fake: type[FakeSession], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, fake: type[FakeSession], model: Path, tmp_path: Path
 ) -> None:
     prompts = write_lines(tmp_path / "p.jsonl", [{"prompt": "fits"}, {"prompt": "x" * 1000}])
-    assert run("record", model, "--prompts", prompts, *FLAGS, "--cache", tmp_path / "cache") == 2
-    assert f"{prompts}:2: the prompt has 1000 tokens, expected 1 to 999" in capsys.readouterr().err
+    done = run("record", model, "--prompts", prompts, *FLAGS, "--cache", tmp_path / "cache")
+    assert done.status == 2
+    assert f"{prompts}:2: the prompt has 1000 tokens, expected 1 to 999" in done.err
     assert not (tmp_path / "cache").exists()
 
 
@@ -196,40 +203,91 @@ def test_refused_request_does_not_stop_the_others() -> None:
 
 
 @pytest.mark.parametrize(("num_rows", "reason"), [(3, "no response has a cycle"), (9, "no weights: ")])
-def test_responses_without_evidence_write_no_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_rows: int, reason: str
-) -> None:
+def test_responses_without_evidence_write_no_weights(run: Run, tmp_path: Path, num_rows: int, reason: str) -> None:
     cache = write_cache(tmp_path / "cache", [recorded_rows("a", 1, num_rows), recorded_rows("b", 2, 2)])
-    assert run("calibrate", "--from-cache", cache, "--out", tmp_path / "w") == 1
-    captured = capsys.readouterr()
-    assert reason in captured.err
-    assert f"the longest of 2 responses has {num_rows} rows of 8 tokens" in captured.err
-    assert "--row-tokens" in captured.err
-    assert captured.out == ""
+    done = run("calibrate", "--from-cache", cache, "--out", tmp_path / "w", "--rho", "0.001")
+    assert done.status == 1
+    assert reason in done.err
+    assert f"the longest of 2 responses has {num_rows} rows of 8 tokens" in done.err
+    assert "give a --rho nearer to 0.95, record again with a smaller --row-tokens" in done.err
+    assert done.out == ""
     assert not (tmp_path / "w").exists()
 
 
-def test_report_lays_the_summary_beside_the_papers_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_lays_the_summary_beside_the_papers_numbers(run: Run, tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", [recorded_rows(f"r{n}", n) for n in range(3)])
-    assert run("calibrate", "--from-cache", cache, "--out", tmp_path / "w", "--credit", "all_active") == 0
-    lines = capsys.readouterr().out.splitlines()
+    done = run("calibrate", "--from-cache", cache, "--out", tmp_path / "w", "--credit", "all_active")
+    assert done.status == 0
+    lines = done.out.splitlines()
     for words in (["responses", "3"], ["rows of 8 tokens", "120"], ["E rows", "0.277"], ["X rows", "0.177"], ["0.43"]):
         assert any(all(word in line for word in words) for line in lines), words
     assert max(map(len, lines)) <= 100
     assert load_weights(tmp_path / "w").meta.credit == "all_active"
 
 
-def test_inspect_says_what_is_in_weights_and_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_says_what_is_in_weights_and_cache(run: Run, tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", [recorded_rows(f"r{n}", n) for n in range(3)])
-    assert run("calibrate", "--from-cache", cache, "--out", tmp_path / "w") == 0
-    capsys.readouterr()
-    assert run("inspect", tmp_path / "w") == 0
-    shown = capsys.readouterr().out
+    assert run("calibrate", "--from-cache", cache, "--out", tmp_path / "w").status == 0
+    lines = run("inspect", tmp_path / "w").out.splitlines()
     file = load_weights(tmp_path / "w")
+    assert lines[1].startswith(f"for the model a model (fingerprint {'0' * 32}); ")
+    assert "--nex-accept-other-model" in lines[1]
     for words in ("credit introduced", f"with a weight {len(file.keys)} ", "row_tokens 8", "num_responses 3"):
-        assert words in " ".join(shown.split()), words
-    assert shown.splitlines()[-4].split()[:2] == ["0", str(int((file.keys < 1 << 16).sum()))]
-    assert run("inspect", cache) == 0
-    words = " ".join(capsys.readouterr().out.split())
-    for expected in ("finished responses 3", "ended by stop 3", "rows of 8 tokens 120", "top_k 24", "tokens 960"):
+        assert words in " ".join(" ".join(lines).split()), words
+    assert lines[-4].split()[:2] == ["0", str(int((file.keys < 1 << 16).sum()))]
+    done = run("inspect", cache)
+    assert done.status == 0
+    words = " ".join(done.out.split())
+    for expected in (
+        *("listed responses 3", "ended by stop 3", "responses with rows 3"),
+        *("rows of 8 tokens 120", "top_k 24", "tokens 960"),
+    ):
         assert expected in words, expected
+    assert "3/3" in done.err, "a progress bar"
+
+
+def test_interrupted_learning_gives_the_command_to_paste(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration.Learner, "learn", interrupted)
+    cache = write_cache(tmp_path / "my  cache", [recorded_rows("a", 1)])
+    arguments = ["calibrate", "--from-cache", str(cache), "--out", str(tmp_path / "it's"), "--min-run", "3"]
+    done = run(*arguments)
+    assert done.status == 130
+    advice = done.err.splitlines()[-1].split(", run: ")[1]
+    assert shlex.split(advice) == ["nex-vllm", *arguments]
+
+
+@pytest.fixture
+def default_ctrl_c() -> Iterator[None]:
+    """Restore Python's own handler, which a shell's background job lacks."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
+def test_ctrl_c_that_a_library_turned_into_another_error_is_still_ctrl_c(
+    run: Run, fake: type[FakeSession], given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*args: object, **settings: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("the engine did not start") from None
+
+    monkeypatch.setattr(FakeSession, "__init__", start)
+    done = run("record", *given, "--cache", tmp_path / "cache")
+    assert done.status == 130
+    assert done.err.startswith("error: interrupted: nothing is written; to start over, run: nex-vllm record ")
+
+
+def test_top_k_that_keeps_a_large_share_of_a_small_model_is_warned_of(
+    run: Run, fake: type[FakeSession], given: list[object], tmp_path: Path
+) -> None:
+    assert "--top-k" not in run("record", *given, "--cache", tmp_path / "small").err
+    done = run("record", *given, "--cache", tmp_path / "large", "--top-k", "2000")
+    assert done.err.splitlines()[0].startswith("warning: --top-k 2000 keeps 48.8 % of the 4096 neurons")

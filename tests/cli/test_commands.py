@@ -1,8 +1,9 @@
-"""The commands on real engines: five are started."""
+"""The commands on real engines: four are started, and three more in the test marked slow."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +14,14 @@ import numpy as np
 import pytest
 
 from nex_vllm.algorithm import NeuronWeights, weighted_masses
+from nex_vllm.errors import InputError
 from nex_vllm.storage import CacheReader, load_weights
 from tests.cli.conftest import NEX_VLLM, NUM_CALIBRATION, Command, command_environment, read_lines, write_lines
 
 pytestmark = pytest.mark.engine
+
+# Compiling takes longer than these few steps.
+EAGER = ["--", "--enforce-eager"]
 
 # The constant is the only thing that differs from `nex-vllm demo`.
 DEMO = """
@@ -134,32 +139,83 @@ def test_scores_of_given_responses_are_those_of_their_generation(
     assert f"mean score {mean:.4f} over 36 responses" in done.stdout
 
 
-def test_recording_stopped_by_ctrl_c_goes_on_where_it_was(
-    nex_vllm: Command, model: Path, prompts: Path, tmp_path: Path
-) -> None:
-    cache, weights = tmp_path / "cache", tmp_path / "weights.safetensors"
-    flags = ["--prompts", prompts, "--cache", cache, "--top-k", "24", "--row-tokens", "8", "--max-tokens", "320"]
+def press_ctrl_c_once_something_is_kept(arguments: list[object], cache: Path, **environment: str) -> str:
+    """Run a command, send its whole process group what a terminal sends, and return what it printed on stderr."""
     process = subprocess.Popen(
-        [*NEX_VLLM, *map(str, ["record", model, *flags])], stderr=subprocess.PIPE, text=True, env=command_environment()
+        [*NEX_VLLM, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**command_environment(), **environment},
+        start_new_session=True,
     )
-    listed = cache / "responses.jsonl"
-    deadline = time.monotonic() + 400
-    while process.poll() is None and time.monotonic() < deadline and not (listed.exists() and listed.stat().st_size):
+    deadline = time.monotonic() + 500
+    while process.poll() is None and time.monotonic() < deadline and not _has_response(cache):
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
-    kept = list(CacheReader(cache).responses())
-    assert 0 < len(kept) < 10, "something had ended and something had not"
-    assert stderr.splitlines()[-1].startswith(f"error: interrupted: {len(kept)} of 10 responses are kept in {cache}; ")
+    assert not _is_left(process.pid), "no worker process is left"
+    return stderr
+
+
+def _is_left(group: int, seconds: float = 20) -> bool:
+    for _ in range(int(seconds / 0.1)):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _has_response(cache: Path) -> bool:
+    try:
+        return len(CacheReader(cache)) > 0
+    except InputError:  # not made yet
+        return False
+
+
+def assert_advice(stderr: str, cache: Path, arguments: list[object]) -> None:
+    kept = len(CacheReader(cache))
+    assert 0 < kept < 10, "something had ended and something had not"
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"error: interrupted: {kept} of 10 responses are kept in {cache}; ")
+    assert shlex.split(last.split(", run: ")[1]) == ["nex-vllm", *map(str, arguments)]
     assert "Traceback" not in stderr
 
-    done = nex_vllm("calibrate", model, *flags, "--out", weights)
+
+def test_recording_stopped_by_ctrl_c_says_what_is_kept_and_how_to_go_on(
+    model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    flags = ["--prompts", prompts, "--cache", cache, "--top-k", "24", "--row-tokens", "8", "--max-tokens", "320"]
+    arguments = ["record", model, *flags, *EAGER]
+    assert_advice(press_ctrl_c_once_something_is_kept(arguments, cache), cache, arguments)
+
+
+@pytest.mark.slow
+def test_two_ranks_record_the_rows_of_one_and_stop_at_ctrl_c(
+    nex_vllm: Command, model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    greedy = ["record", model, "--prompts", prompts, "--top-k", "24", "--row-tokens", "8", "--temperature", "0"]
+    options = ["--", "--dtype", "float32", "--enforce-eager"]
+    on_two_ranks = [*greedy, "--cache", two, *options, "--tensor-parallel-size", "2"]
+    ranks = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    assert_advice(press_ctrl_c_once_something_is_kept(on_two_ranks, two, **ranks), two, on_two_ranks)
+    done = nex_vllm(*on_two_ranks, **ranks)
     assert done.returncode == 0, done.stderr
-    assert f"{len(kept)} of 10 responses are in {cache} already" in done.stderr
-    finished = list(CacheReader(cache).responses())
-    assert finished[: len(kept)] == kept
-    assert {response.id for response in finished} == {line["id"] for line in read_lines(prompts)}
-    again = nex_vllm("calibrate", "--from-cache", cache, "--out", tmp_path / "again")
-    assert again.returncode == 0, again.stderr
-    assert_same_weights(tmp_path / "again", weights)
+    assert "responses are in" in done.stderr
+    done = nex_vllm(*greedy, "--cache", one, *options)
+    assert done.returncode == 0, done.stderr
+
+    tokens = [{r.id: r.token_ids for r in CacheReader(cache).responses()} for cache in (one, two)]
+    assert tokens[0] == tokens[1]
+    assert len(tokens[0]) == 10
+    recorded = [{rows.response: rows for rows in CacheReader(cache).rows()} for cache in (one, two)]
+    for response, rows in recorded[0].items():
+        other = recorded[1][response]
+        for name in ("tokens", "indptr", "keys"):
+            assert np.array_equal(getattr(rows, name), getattr(other, name)), name
+        for name in ("masses", "entropy", "logprob"):
+            np.testing.assert_allclose(getattr(other, name), getattr(rows, name), rtol=1e-5, atol=1e-5)
