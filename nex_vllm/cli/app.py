@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from nex_vllm.cli import engine_options, options
-from nex_vllm.cli.engine_options import EngineCommand, words_after_dashes
+from nex_vllm.cli.engine_options import Command, EngineCommand, words_after_dashes
 from nex_vllm.cli.options import CreditName
 from nex_vllm.cli.quiet import quiet_vllm
 from nex_vllm.errors import InputError
@@ -164,6 +164,7 @@ def score(
 
 
 @app.command(
+    cls=Command,
     epilog="\b\nExamples:\n  nex-vllm inspect weights.safetensors\n  nex-vllm inspect cache",
 )
 def inspect(path: options.Inspected) -> None:

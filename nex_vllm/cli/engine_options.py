@@ -48,7 +48,15 @@ REFUSED_BY_SCORE: Mapping[str, str] = {
 }
 
 
-class EngineCommand(TyperCommand):
+class Command(TyperCommand):
+    """A command whose usage line shows a required argument by its bare name, as is usual."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Take off the braces that typer puts around it."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+class EngineCommand(Command):
     """A command that starts an engine; what stands after ``--`` is kept for vLLM's own parser."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
