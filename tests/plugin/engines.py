@@ -82,6 +82,8 @@ class Engines:
     def _start(self, model: str, runner: str, settings: dict[str, Any]) -> Any:
         from vllm import LLM
 
+        # pytest shows the arguments of what failed; vLLM's own description would ask a worker, and wait.
+        LLM.__repr__ = object.__repr__
         with self._processes_of(runner):
             llm = LLM(model, disable_log_stats=False, **settings)
             assert llm.collective_rpc(_runner_of) == [RUNNERS[runner]] * settings.get("tensor_parallel_size", 1)

@@ -124,13 +124,13 @@ def test_rejected_drafts_and_tokens_past_a_stop_string_leave_no_trace(
         },
     )
     # Greedy: with a temperature, vLLM 0.32's CPU backend samples nonsense where there are drafts, NEX or not.
-    common = {"temperature": 0, "nex_return_sums": True, "nex_return_rows": True, "max_tokens": 60}
+    common = {"temperature": 0, "nex_return_sums": True, "nex_return_rows": True, "max_tokens": 40}
     outputs = llm.generate(prompts[:4], SamplingParams(**common))
     drafted, accepted = (_counter(llm, f"vllm:spec_decode_num_{kind}_tokens") for kind in ("draft", "accepted"))
     assert 0 < accepted < drafted, "some drafts were accepted and some rejected"
     # With a stop string, tokens that came in the same step after it are cut by the front end.
     # Late enough for the word to have been drafted from its first occurrences.
-    stops = SamplingParams(**common, min_tokens=40, stop=[" not"])
+    stops = SamplingParams(**{**common, "max_tokens": 80}, min_tokens=40, stop=[" not"])
     cut = []
     plain = FollowedCandidate.add
 
@@ -139,8 +139,10 @@ def test_rejected_drafts_and_tokens_past_a_stop_string_leave_no_trace(
         plain(self, packed, num_tokens)
 
     monkeypatch.setattr(FollowedCandidate, "add", counting_add)
-    outputs += llm.generate(prompts[:12], stops)
-    assert max(cut) > 0, "records of tokens past a stop string reached the front end"
+    if runner == "v1":
+        # By chance, of some thirty; what the front end cuts does not depend on the runner, whose V2 is slow here.
+        outputs += llm.generate(prompts[:30], stops)
+        assert max(cut) > 0, "records of tokens past a stop string reached the front end"
     reference = HookedModel(shipped_model)
     for output in outputs:
         for candidate in output.nex.candidates:

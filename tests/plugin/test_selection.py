@@ -49,7 +49,8 @@ def test_every_score_follows_from_sums_and_weights_and_the_highest_wins(
             assert candidate.abs_mass == pytest.approx(masses.abs, rel=1e-5)
             assert candidate.tot_mass == pytest.approx(masses.tot, rel=1e-5)
             scores.append(candidate.score)
-        assert len(set(scores)) == 4, "sampled responses differ, so do their scores"
+        responses = {tuple(candidate.token_ids) for candidate in output.nex.candidates}
+        assert len(set(scores)) == len(responses) > 1, "responses that differ have scores that differ"
         assert output.nex.selected == int(np.argmax(scores))
         assert output.nex.selector == "nex"
         (winner,) = output.outputs
@@ -113,9 +114,13 @@ def test_rows_add_up_to_the_sums(either_llm: Any, prompts: Any) -> None:
             assert (rows.logprob <= 0).all()
 
 
-def test_row_statistics_are_those_of_the_distribution_before_any_filter(either_llm: Any, prompts: Any) -> None:
+def test_row_statistics_are_those_of_the_distribution_before_any_filter(
+    either_llm: Any, runner: str, prompts: Any
+) -> None:
+    # Triton cannot interpret V2's kernel for top-p.
+    narrow: Any = {"top_p": 0.3} if runner == "v1" else {"min_p": 0.3}
     params = SamplingParams(
-        nex_return_rows=True, max_tokens=16, seed=4, temperature=0.5, top_p=0.3, logprobs=0, nex_return_sums=True
+        **narrow, nex_return_rows=True, max_tokens=16, seed=4, temperature=0.5, logprobs=0, nex_return_sums=True
     )
     (output,) = either_llm.generate(prompts[:1], params)
     (candidate,) = output.nex.candidates
