@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 ENTROPY, LOGPROB, MEAN_LOGPROB, TOP_LOGPROBS = range(4)
-"""Columns of a token's statistics, natural logarithms of its next-token distribution at temperature 1, unfiltered: the
-entropy, the sampled token's log-probability, the mean over the vocabulary, the sum of the largest."""
+"""Columns of a token's statistics, of its next-token distribution at temperature 1 and before any filter, in natural
+logarithms: the entropy, the sampled token's log-probability (vLLM's own: under structured output, among the words that
+are allowed), the mean over the vocabulary, the sum of the largest."""
 
 NUM_STATISTICS = 4
 

@@ -20,6 +20,9 @@ from nex_vllm.records import ENTROPY, LOGPROB, MASS_BYTES, NUM_STATISTICS, RESPO
 
 logger = logging.getLogger("vllm.nex")
 
+_COLUMNS = {"entropy": ENTROPY, "logprob": LOGPROB}
+"""Which of a token's statistics a selector's need is."""
+
 FAILED = "error"
 """vLLM's finish reason of a request that failed; its servers answer 500 where it is the choice."""
 
@@ -129,8 +132,9 @@ class FollowedCandidate:
         """Return what selectors may look at; a candidate that lacks what the selector needs counts as failed."""
         needs = SELECTORS[self.group.options.selector or ""].needs
         stats = np.concatenate(self._stats).astype(np.float64) if self._stats else np.zeros((0, NUM_STATISTICS))
-        has_stats = len(stats) == candidate.num_tokens > 0 and bool(np.isfinite(stats).all())
-        lacks_stats = bool(needs & {"logprob", "entropy"}) and not has_stats
+        columns = [column for name, column in _COLUMNS.items() if name in needs]
+        has_stats = len(stats) == candidate.num_tokens > 0 and bool(np.isfinite(stats[:, columns]).all())
+        lacks_stats = bool(columns) and not has_stats
         lacks_score = "score" in needs and candidate.score is None
         finish_reason = "error" if lacks_stats or lacks_score else candidate.finish_reason
         if not has_stats:

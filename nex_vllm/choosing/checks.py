@@ -39,10 +39,11 @@ def check_options(
             "nex_select needs neuron weights, but this engine was started without any; start it with "
             '--nex-weights FILE (additional_config={"nex": {"weights": FILE}}).'
         )
-    if options.wants_token_stats and logprobs_mode != OWN_LOGPROBS:
+    if options.wants_logprobs and logprobs_mode != OWN_LOGPROBS:
         raise InputError(
-            f"The selector reads the model's own log-probabilities, but this engine was started with --logprobs-mode "
-            f"{logprobs_mode}; start it with {OWN_LOGPROBS}, or choose by nex, length, random or first."
+            f"The request needs the model's own log-probabilities, but this engine was started with --logprobs-mode "
+            f"{logprobs_mode}; start it with {OWN_LOGPROBS}, or ask for what needs none: a choice by nex, length, "
+            "hes, random or first, or nex_return_sums."
         )
     if options.response_start is None:
         return

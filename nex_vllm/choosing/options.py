@@ -37,10 +37,18 @@ class RequestOptions:
     response_start: int | None = None
 
     @property
+    def wants_logprobs(self) -> bool:
+        """Whether the log-probability of every sampled token is needed."""
+        return self.return_rows or "logprob" in self._needs
+
+    @property
     def wants_token_stats(self) -> bool:
-        """Whether entropy and log-probability of every token are needed."""
-        needed = SELECTORS[self.selector].needs if self.selector else frozenset()
-        return self.return_rows or bool(needed & {"logprob", "entropy"})
+        """Whether statistics of every token's distribution are needed, its log-probability among them."""
+        return self.wants_logprobs or "entropy" in self._needs
+
+    @property
+    def _needs(self) -> frozenset[str]:
+        return SELECTORS[self.selector].needs if self.selector else frozenset()
 
     @property
     def wants_entries(self) -> bool:

@@ -64,8 +64,8 @@ class Session:
     ) -> None:
         echo(f"starting the engine on {model.folder} ...", err=True)
         quiet_vllm(verbose)
-        from nex_vllm.plugin.activation import is_active
         from nex_vllm.plugin.offline import LLM
+        from nex_vllm.plugin.settings import is_active
 
         options = {"disable_log_stats": True, "use_tqdm_on_load": verbose, **engine_options}
         try:

@@ -38,9 +38,9 @@ def create_engine_config_with_nex(engine_args: Any, make_config: Callable[[], An
             # Before the model's configuration is read, which can take long.
             load_weights(Path(settings.weights))
         config = make_config()
+        _refuse_unsupported(config)
         worker = recording_worker(config.parallel_config.worker_cls)
         require_all()
-        _refuse_unsupported(config)
         resolved = _resolve(settings, config)
     except InputError as error:
         if not (isinstance(raw, dict) and raw.get("from_command_line")):
@@ -54,7 +54,7 @@ def create_engine_config_with_nex(engine_args: Any, make_config: Callable[[], An
 
     frontend.install()
     if settings.from_command_line or "vllm.entrypoints.openai.api_server" in sys.modules:
-        # A server, not `LLM` in somebody's program, which has no use for the serving stack.
+        # A server, and not `LLM` in somebody's program, which serves nobody over HTTP.
         from nex_vllm.plugin import openai_server
 
         openai_server.install(resolved)
@@ -67,27 +67,22 @@ def recording_worker(plain_name: str) -> str:
     Raises:
         InputError: for a worker that does not load and run models as vLLM's GPU and CPU workers do.
     """
-    # The module of the CPU's worker comes before everything else of the engine: it replaces CUDA's streams.
-    plain = resolve_obj_by_qualname(plain_name)
+    # Before all else of the engine, because the module of the CPU's worker replaces CUDA's streams.
+    try:
+        plain = resolve_obj_by_qualname(plain_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"The worker class {plain_name} cannot be loaded ({error}); give the full name of one, or leave out "
+            "--worker-cls."
+        ) from None
     from vllm.v1.worker.gpu_worker import Worker
 
-    if not issubclass(plain, Worker):
+    if not (isinstance(plain, type) and issubclass(plain, Worker)):
         raise InputError(
             f"NEX records in workers that derive from vllm.v1.worker.gpu_worker.Worker, but {plain_name} does not; "
             "use another worker, or serve without NEX."
         )
     return f"nex_vllm.plugin.worker.recording:{plain_name.replace('.', ':')}"
-
-
-def resolved_settings(vllm_config: Any) -> ResolvedSettings:
-    """Return the settings of an engine that NEX is on in."""
-    return ResolvedSettings.from_config(vllm_config.additional_config[CONFIG_KEY])
-
-
-def is_active(vllm_config: Any) -> bool:
-    """Whether NEX was switched on in the engine of this configuration."""
-    config = vllm_config.additional_config
-    return isinstance(config, dict) and bool((config.get(CONFIG_KEY) or {}).get("resolved"))
 
 
 def _refuse_unsupported(config: Any) -> None:
@@ -113,6 +108,11 @@ def _refuse_unsupported(config: Any) -> None:
         raise InputError(
             "The Rust front end (VLLM_USE_RUST_FRONTEND) runs none of NEX's hooks, so it would choose the first "
             "candidate always; unset that variable, or serve without NEX."
+        )
+    if getattr(parallel, "enable_batch_sharded_sampling", False):
+        raise InputError(
+            "NEX does not record under batch-sharded sampling, where no rank sees all logits; leave "
+            "--enable-batch-sharded-sampling out."
         )
     if config.scheduler_config.scheduler_cls is not None:
         raise InputError(

@@ -20,9 +20,8 @@ from nex_vllm.choosing.candidates import CandidateGroup, FollowedCandidate
 from nex_vllm.choosing.checks import check_adapter, check_options, check_response_start
 from nex_vllm.choosing.options import CheckedRequest, RequestOptions, checked_request, parse_options
 from nex_vllm.errors import InputError
-from nex_vllm.plugin.activation import is_active, resolved_settings
 from nex_vllm.plugin.hidden_logprobs import ask_for_logprobs, hide_logprobs
-from nex_vllm.plugin.settings import ResolvedSettings
+from nex_vllm.plugin.settings import ResolvedSettings, is_active, resolved_settings
 from nex_vllm.records import OUTPUT_KEY
 
 logger = logging.getLogger("vllm.nex")
@@ -36,7 +35,7 @@ class RefusedRequestError(VLLMValidationError, InputError):
 
 
 def install() -> None:
-    """Lay the wrappers; a second call in the same process changes nothing."""
+    """Install the wrappers; a second call in the same process changes nothing."""
     if getattr(InputProcessor.process_inputs, "nex_wrapper", False):
         return
     _wrap_process_inputs()
@@ -92,6 +91,8 @@ def _wrap_process_inputs() -> None:
         request = plain(self, request_id, prompt, params, *args, **kwargs)
         if options is None:
             return request
+        if request.resumable:
+            raise RefusedRequestError("NEX does not follow a prompt that is streamed in turns; send it whole.")
         try:
             check_response_start(options, len(request.prompt_token_ids or ()))
         except InputError as error:
@@ -102,7 +103,7 @@ def _wrap_process_inputs() -> None:
             options,
             settings.row_tokens,
             settings.weights is not None,
-            hides_logprobs=options.wants_token_stats and ask_for_logprobs(own),
+            hides_logprobs=options.wants_logprobs and ask_for_logprobs(own),
             unscored=unscored,
         )
         own.extra_args = checked.mark(own.extra_args)
@@ -192,16 +193,24 @@ def _wrap_make_request_output() -> None:
             self, new_token_ids, pooling_output, finish_reason, stop_reason, kv_transfer_params, *args, **kwargs
         )
         if group is not None and output is not None and output.finished:
-            if not group.failed:
-                try:
-                    group.deliver(output)
-                except Exception:
-                    _give_up(self)
-            if group.failed:
-                group.deliver_unscored(output)
+            _deliver(self, group, output)
         return output
 
     RequestState.make_request_output = make_request_output
+
+
+def _deliver(state: Any, group: CandidateGroup, output: Any) -> None:
+    """Put the choice on a finished output; where NEX fails, one without scores; where that fails, none."""
+    if not group.failed:
+        try:
+            group.deliver(output)
+        except Exception:
+            _give_up(state)
+    if group.failed:
+        try:
+            group.deliver_unscored(output)
+        except Exception:
+            logger.exception("NEX failed on request %s; it is answered as by plain vLLM.", state.external_req_id)
 
 
 def _note(state: Any, packed: Any, num_tokens: int, finish_reason: Any) -> None:

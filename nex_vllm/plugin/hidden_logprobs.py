@@ -9,7 +9,7 @@ from vllm.v1.engine.logprobs import LogprobsProcessor
 
 def ask_for_logprobs(params: Any) -> bool:
     """Let vLLM compute the sampled tokens' log-probabilities; return whether the user did not ask for them."""
-    if params.logprobs is not None:
+    if params.num_logprobs is not None:
         return False
     params.logprobs = 0
     return True

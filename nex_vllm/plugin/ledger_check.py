@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import importlib
 import inspect
 from typing import Any
@@ -38,8 +39,10 @@ def problem_of(entry: Entry) -> str | None:
         given = tuple(name for name in inspect.signature(found).parameters if name != "cls")
         if given[: len(entry.parameters)] != entry.parameters:
             return f"{entry.target} takes {', '.join(given) or 'nothing'}, not {', '.join(entry.parameters)}"
-    # An attribute that a function gives its object is among the names in its code.
-    unset = [name for name in entry.sets if name not in inspect.unwrap(found).__code__.co_names]
+    if not entry.sets:
+        return None
+    stored = {step.argval for step in dis.get_instructions(inspect.unwrap(found)) if step.opname == "STORE_ATTR"}
+    unset = [name for name in entry.sets if name not in stored]
     return f"{entry.target} no longer sets {', '.join(unset)} ({entry.why})" if unset else None
 
 

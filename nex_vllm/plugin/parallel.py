@@ -37,6 +37,8 @@ def agree_on_settings(settings: ResolvedSettings) -> None:
         return
     store = dist.distributed_c10d._get_default_store()
     compared = asdict(settings)
+    # vLLM's own.
+    del compared["logprobs_mode"]
     if settings.weights is not None:
         # The same file may lie in another place on another node.
         compared["weights"] = "sha256 " + hashlib.sha256(Path(settings.weights).read_bytes()).hexdigest()

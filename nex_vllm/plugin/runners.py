@@ -5,6 +5,7 @@ Everything the recorder must know of a runner is here, so that another runner jo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -70,8 +71,9 @@ def _send_records(runner: Any, recorder: Recorder) -> None:
 
     @torch.inference_mode()
     def sample_tokens(*args: Any, **kwargs: Any) -> Any:
-        # Before sampling, which may change the logits in place.
-        pending = recorder.finish(_pending_logits(runner))
+        pending = recorder.finish()
+        if pending is not None and pending.stats_rows is not None:
+            _measure_logits(runner, functools.partial(recorder.measure, pending))
         output = plain(*args, **kwargs)
         if pending is None or output is None:
             return output
@@ -113,15 +115,26 @@ def _sampled_logprobs(output: Any, request_ids: Iterable[str]) -> dict[str, npt.
     return found
 
 
-def _pending_logits(runner: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what gives the logits that wait to be sampled from, for some of the rows (int64 [m]).
+def _measure_logits(runner: Any, measure: Callable[[torch.Tensor], None]) -> None:
+    """Show ``measure`` the logits that the coming ``sample_tokens`` samples from, before it changes them in place.
 
-    V1 has computed them; V2 computes them while it samples, so they are computed for these rows once more.
+    V1 has computed them. V2 computes them first of all while it samples, for all rows of the batch, which is the only
+    way that is right with LoRA adapters; they are seen there.
     """
     state = runner.execute_model_state
     if hasattr(state, "logits"):
-        return lambda rows: state.logits[rows]
-    return lambda rows: runner.model.compute_logits(state.hidden_states[state.input_batch.logits_indices[rows]])
+        measure(state.logits)
+        return
+    model = runner.model
+    plain: Callable[..., torch.Tensor] = model.compute_logits
+
+    def compute_logits(*args: Any, **kwargs: Any) -> torch.Tensor:
+        del model.compute_logits
+        logits = plain(*args, **kwargs)
+        measure(logits)
+        return logits
+
+    model.compute_logits = compute_logits
 
 
 def _record_prepared_inputs_v1(runner: Any, recorder: Recorder) -> None:

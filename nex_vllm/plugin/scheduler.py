@@ -17,10 +17,10 @@ from nex_vllm.records import (
 )
 
 # For type checking only: the mixin calls what vLLM's class beside it has.
-_BesideVllm: Any = object
+_VllmScheduler: Any = object
 
 
-class _RecordForwarding(_BesideVllm):
+class _RecordForwarding(_VllmScheduler):
     """Attach the records of a step's tokens to the outputs that carry these tokens.
 
     A token that the scheduler throws away (a stop, a preemption, an aborted request) takes its record with it, and
@@ -92,7 +92,7 @@ class _RecordForwarding(_BesideVllm):
             masses = self._masses.get(output.request_id)
             if masses is None and packed:
                 request = self.requests.get(output.request_id)
-                # One that is gone has ended with its first token.
+                # A request that vLLM has freed already has ended with its first token.
                 if request is not None and not request.sampling_params.stop:
                     masses = self._masses[output.request_id] = []
             if masses is not None:
@@ -106,8 +106,9 @@ class _RecordForwarding(_BesideVllm):
     def _gather_forced(self, step: StepRecord) -> None:
         for request_id, offset in step.forced_offset.items():
             records = step.records(request_id)
+            request = self.requests.get(request_id)
             # Of a request that was aborted while the step was under way, nothing is kept.
-            if records is None or request_id not in self.requests:
+            if records is None or request is None or request.is_finished():
                 continue
             gathered = self._forced.setdefault(request_id, [])
             # A preempted prefill starts over: what it computes again replaces what it had computed.

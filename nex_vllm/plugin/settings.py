@@ -112,3 +112,14 @@ class ResolvedSettings:
     def from_config(cls, config: Mapping[str, Any]) -> ResolvedSettings:
         """Undo :meth:`to_config`."""
         return cls(**{field.name: config[field.name] for field in fields(cls)})
+
+
+def resolved_settings(vllm_config: Any) -> ResolvedSettings:
+    """Return the settings of an engine that NEX is on in."""
+    return ResolvedSettings.from_config(vllm_config.additional_config[CONFIG_KEY])
+
+
+def is_active(vllm_config: Any) -> bool:
+    """Whether NEX was switched on in the engine of this configuration."""
+    config = vllm_config.additional_config
+    return isinstance(config, dict) and bool((config.get(CONFIG_KEY) or {}).get("resolved"))

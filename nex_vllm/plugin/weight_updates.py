@@ -8,22 +8,27 @@ from typing import Any
 
 
 def watch_weights(runner: Any, changed: Callable[[], None]) -> None:
-    """Call ``changed`` before the model of this runner gets other weights; to be laid once it has been loaded.
+    """Call ``changed`` when the model of this runner gets other weights; call this once the model is loaded.
 
-    Checkpoints, the transfers of weights between processes, and trainers that load into the model themselves all come
-    by ``model.load_weights``, except for those that copy into its parameters: vLLM's ``reload_weights`` with
-    ``is_checkpoint_format=False``, and the engines that ``Worker._start_weight_update`` starts.
+    Checkpoints, most transfers between processes, and trainers that load into the model themselves all call
+    ``model.load_weights``. vLLM's ``reload_weights`` with ``is_checkpoint_format=False`` copies into the parameters
+    instead. (So do the engines that ``Worker._start_weight_update`` starts; the worker sees to these.)
     """
-    _call_before(runner.get_model(), "load_weights", changed)
-    _call_before(runner, "reload_weights", changed)
+    model = runner.get_model()
+    plain_load: Callable[..., Any] = model.load_weights
+    plain_reload: Callable[..., Any] = runner.reload_weights
 
+    @functools.wraps(plain_load)
+    def load_weights(*args: Any, **kwargs: Any) -> Any:
+        # Before: a load that fails half-way has changed something too.
+        changed()
+        return plain_load(*args, **kwargs)
 
-def _call_before(owner: Any, name: str, notify: Callable[[], None]) -> None:
-    plain: Callable[..., Any] = getattr(owner, name)
+    @functools.wraps(plain_reload)
+    def reload_weights(*args: Any, **kwargs: Any) -> Any:
+        result = plain_reload(*args, **kwargs)
+        changed()
+        return result
 
-    @functools.wraps(plain)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        notify()
-        return plain(*args, **kwargs)
-
-    setattr(owner, name, wrapper)
+    model.load_weights = load_weights
+    runner.reload_weights = reload_weights

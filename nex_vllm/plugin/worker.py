@@ -8,9 +8,9 @@ from vllm.logger import init_logger
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from nex_vllm.plugin import runners
-from nex_vllm.plugin.activation import resolved_settings
 from nex_vllm.plugin.mlps import decoder_mlps, layout_of, place_taps
 from nex_vllm.plugin.parallel import agree_on_settings, tensor_parallel_ranks
+from nex_vllm.plugin.settings import resolved_settings
 from nex_vllm.plugin.weight_updates import watch_weights
 from nex_vllm.recording.record import Record
 from nex_vllm.recording.recorder import Recorder, rows_needed
@@ -26,31 +26,30 @@ def __getattr__(name: str) -> type:
     if prefix != "recording" or not plain_name:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     plain = resolve_obj_by_qualname(plain_name.replace(":", "."))
-    # Always the same class: vLLM adds its worker extension to the class that it has looked up before.
+    # Kept, so that every look-up gives the same class: vLLM adds its worker extension to what it has looked up.
     recording = type(f"Recording{plain.__name__}", (_RecordingMixin, plain), {"__module__": __name__})
     globals()[name] = recording
     return recording
 
 
 # For type checking only: the mixin calls what vLLM's class beside it has.
-_BesideVllm: Any = object
+_VllmWorker: Any = object
 
 
-class _RecordingMixin(_BesideVllm):
+class _RecordingMixin(_VllmWorker):
     """What a recording worker does beyond vLLM's own."""
 
     def load_model(self, **kwargs: Any) -> None:
         """Load the model and, before anything is traced, put the taps in and the recorder on the runner."""
         settings = resolved_settings(self.vllm_config)
+        # Says in a sentence that the file is not on this node, if so.
+        file = None if settings.weights is None else load_weights(settings.weights)
         agree_on_settings(settings)
         super().load_model(**kwargs)
         mlps = decoder_mlps(self.get_model(), self.model_config.hf_text_config.num_hidden_layers)
         ranks = tensor_parallel_ranks()
         layout = layout_of(mlps, ranks)
-        weights = None
-        if settings.weights is not None:
-            file = load_weights(settings.weights)
-            weights = layout.dense(file.keys, file.weights)
+        weights = None if file is None else layout.dense(file.keys, file.weights)
         sampled_rows, recorded_rows = self._rows_needed(teacher_forced=settings.teacher_forced)
         record = Record(
             layout,
@@ -77,9 +76,13 @@ class _RecordingMixin(_BesideVllm):
         )
 
     def _start_weight_update(self, is_draft: bool = False) -> None:
+        super()._start_weight_update(is_draft)
         if not is_draft:
             self._weights_changed()
-        super()._start_weight_update(is_draft)
+
+    def reset_weights(self) -> None:
+        super().reset_weights()
+        self._weights_changed()
 
     def _weights_changed(self) -> None:
         if not self._recorder.weights_changed:

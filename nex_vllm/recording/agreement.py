@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 
-from torch.distributed import DistStoreError, Store  # type: ignore[attr-defined]
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from nex_vllm.errors import InputError, NexError
+
+_POLL_SECONDS = 0.05
+
+_engines = itertools.count()
+"""Engines that this process has started in turn; a later one must not read an earlier one's settings."""
 
 
 def agree(store: Store, rank: int, size: int, settings: Mapping[str, object], patience: timedelta) -> None:
@@ -27,18 +34,20 @@ def agree(store: Store, rank: int, size: int, settings: Mapping[str, object], pa
         InputError: a rank has other settings; both are named.
         NexError: a rank has not said anything in time.
     """
-    own = json.dumps(settings, sort_keys=True)
-    store.set(_key(rank), own)
+    engine = next(_engines)
+    store.set(_key(engine, rank), json.dumps(settings, sort_keys=True))
+    deadline = time.monotonic() + patience.total_seconds()
     for other in range(size):
-        try:
-            store.wait([_key(other)], patience)
-        except DistStoreError:
-            raise NexError(
-                f"NEX is on for rank {rank} of {size}, but rank {other} did not say so within "
-                f"{patience.total_seconds():g} s; start the engine on every node with the same NEX settings "
-                "(--plugin nex, --nex-weights FILE), or on none."
-            ) from None
-        theirs = json.loads(store.get(_key(other)))
+        # Not `wait`, which raises another exception in every kind of store.
+        while not store.check([_key(engine, other)]):
+            if time.monotonic() > deadline:
+                raise NexError(
+                    f"NEX is on for rank {rank} of {size}, but rank {other} did not say so within "
+                    f"{patience.total_seconds():g} s; start the engine on every node with the same NEX settings "
+                    "(--plugin nex, --nex-weights FILE), or on none."
+                )
+            time.sleep(_POLL_SECONDS)
+        theirs = json.loads(store.get(_key(engine, other)))
         for name in sorted(settings.keys() | theirs.keys()):
             if settings.get(name) != theirs.get(name):
                 raise InputError(
@@ -47,5 +56,5 @@ def agree(store: Store, rank: int, size: int, settings: Mapping[str, object], pa
                 )
 
 
-def _key(rank: int) -> str:
-    return f"nex/settings/{rank}"
+def _key(engine: int, rank: int) -> str:
+    return f"nex/settings/{engine}/{rank}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,7 +105,7 @@ class Recorder:
         return not self._requests
 
     def follow(self, request_id: str, options: RecordingOptions, num_prompt_tokens: int) -> None:
-        """Take up a request that the scheduler hands to the worker for the first time."""
+        """Start to follow a request that the scheduler hands to the worker for the first time."""
         self._requests[request_id] = _RecordedRequest(options, num_prompt_tokens)
 
     def forget(self, request_ids: Iterable[str]) -> None:
@@ -191,16 +191,12 @@ class Recorder:
             plan.num_rows += end - first_position
         return forced
 
-    def finish(self, logits_of: Callable[[torch.Tensor], torch.Tensor]) -> PendingStep | None:
+    def finish(self) -> PendingStep | None:
         """Reduce what the forward pass recorded.
 
-        Args:
-            logits_of: gives the logits [m, vocabulary], before any sampling filter, of some of the rows that have them
-                (int64 [m]).
-
         Returns:
-            The step, complete but for the log-probabilities of the tokens that are not sampled yet; None if nothing was
-            recorded.
+            The step, complete but for the statistics, which :meth:`measure` adds where they are asked for, and the
+            log-probabilities of the tokens that are not sampled yet; None if nothing was recorded.
         """
         if not self._is_open or self._plan is None:
             return None
@@ -212,7 +208,6 @@ class Recorder:
         stats_first, logit_spans = self._spans_of(plan.sampled_rows, "token_stats")
         entries_first, record_spans = self._spans_of(plan.spans, "entries")
         device = self.record.slots.device
-        statistics = self._statistics.start(logits_of, _indices(logit_spans, device)) if logit_spans else None
         return PendingStep(
             plan.spans,
             plan.forced_offset,
@@ -220,9 +215,19 @@ class Recorder:
             self.weights_changed,
             entries=self.record.entries(_indices(record_spans, device)) if record_spans else None,
             entries_first=entries_first,
-            statistics=statistics,
             stats_first=stats_first,
+            stats_rows=_indices(logit_spans, device) if logit_spans else None,
         )
+
+    def measure(self, pending: PendingStep, logits: torch.Tensor) -> None:
+        """Add the statistics that a step asks for (``pending.stats_rows``).
+
+        Args:
+            pending: the step.
+            logits: [rows with logits, vocabulary], before any sampling filter.
+        """
+        if pending.stats_rows is not None:
+            pending.statistics = self._statistics.start(logits, pending.stats_rows)
 
     def _spans_of(self, spans: dict[str, tuple[int, int]], option: str) -> tuple[dict[str, int], list[tuple[int, int]]]:
         """Pick the spans of the requests with an option, and return where each one starts among their rows."""
@@ -256,8 +261,9 @@ class PendingStep:
         weights_changed: the neuron weights do not belong to this model, so what they weigh is not a number.
         entries: see :class:`StepRecord`, as the next one.
         entries_first: see there.
-        statistics: float32 [rows that asked, NUM_STATISTICS], on their way to the host; None if none did.
         stats_first: see :class:`StepRecord`.
+        stats_rows: int64 [n], which of the rows with logits asked for statistics; None if none did.
+        statistics: float32 [n, NUM_STATISTICS], on their way to the host.
     """
 
     spans: dict[str, tuple[int, int]]
@@ -266,8 +272,9 @@ class PendingStep:
     weights_changed: bool = False
     entries: Entries | None = None
     entries_first: dict[str, int] = field(default_factory=dict)
-    statistics: HostCopy | None = None
     stats_first: dict[str, int] = field(default_factory=dict)
+    stats_rows: torch.Tensor | None = None
+    statistics: HostCopy | None = None
 
     def complete(self, logprobs: Mapping[str, npt.NDArray[np.float32]]) -> StepRecord:
         """Return the record.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from nex_vllm.recording.transfer import HostCopies, HostCopy
@@ -31,15 +29,15 @@ class LogitStatistics:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the buffers on the device."""
-        return self._log_p.nbytes + self._p.nbytes + self._results.nbytes
+        """Memory on the device: the buffers, and the logits of one block, which are copied for a moment."""
+        return 2 * self._log_p.nbytes + self._p.nbytes + self._results.nbytes
 
-    def start(self, logits_of: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> HostCopy:
+    def start(self, logits: torch.Tensor, rows: torch.Tensor) -> HostCopy:
         """Begin to compute the statistics of some rows.
 
         Args:
-            logits_of: gives the logits [m, vocabulary] of some rows (int64 [m]), at temperature 1 and unfiltered.
-            rows: int64 [n].
+            logits: [m, vocabulary], at temperature 1 and unfiltered.
+            rows: int64 [n], which of them.
 
         Returns:
             float32 [n, NUM_STATISTICS] on its way to the host; the sampled token's log-probability is left 0.
@@ -49,7 +47,7 @@ class LogitStatistics:
         block = len(self._log_p)
         for first in range(0, len(rows), block):
             part = rows[first : first + block]
-            self._reduce(logits_of(part), results[first : first + len(part)])
+            self._reduce(logits[part], results[first : first + len(part)])
         return self._copies.start(results)
 
     def _reduce(self, logits: torch.Tensor, results: torch.Tensor) -> None:

@@ -73,18 +73,20 @@ def main() -> None:
 
     scheduler.update_from_output = counting_update
     # An end that the scheduler cannot foresee: a step of this request is under way when its stop token is seen.
-    params = SamplingParams(
-        n=3, nex_select="all", nex_return_sums=True, nex_return_rows=True, max_tokens=40, temperature=0.9,
-        stop_token_ids=llm.get_tokenizer().encode(" not"),
-    )  # fmt: skip
-    outputs = llm.generate(prompts, params)
+    common = {"n": 3, "max_tokens": 40, "temperature": 0.9, "stop_token_ids": llm.get_tokenizer().encode(" not")}
+    outputs = llm.generate(
+        prompts, SamplingParams(nex_select="all", nex_return_sums=True, nex_return_rows=True, **common)
+    )
+    thrown_away_with_entries, thrown_away = thrown_away, 0
+    # What nearly everybody asks for: masses travel with a response's last token.
+    outputs += llm.generate(prompts, SamplingParams(nex_select="all", **common))
     preemptions = sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
     runner = type(core.model_executor.driver_worker.worker.model_runner)
     result = {
         "runner": f"{runner.__module__}.{runner.__qualname__}",
         "scheduler": type(scheduler).__mro__[2].__name__,
         "asynchronous": core.vllm_config.scheduler_config.async_scheduling,
-        "thrown_away": thrown_away,
+        "thrown_away": [thrown_away_with_entries, thrown_away],
         "preemptions": preemptions,
         "outputs": [
             {
@@ -94,9 +96,9 @@ def main() -> None:
                         "tokens": c.token_ids,
                         "finish_reason": c.finish_reason,
                         "score": c.score,
-                        "keys": c.sums.keys.tolist(),
-                        "masses": c.sums.masses.tolist(),
-                        "logprobs": c.rows.logprob.tolist(),
+                        "keys": c.sums.keys.tolist() if c.sums else None,
+                        "masses": c.sums.masses.tolist() if c.sums else None,
+                        "logprobs": c.rows.logprob.tolist() if c.rows else [],
                     }
                     for c in output.nex.candidates
                 ],

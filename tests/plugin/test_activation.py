@@ -15,8 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from nex_vllm import InputError
 from nex_vllm.plugin import activation
-from nex_vllm.plugin.activation import resolved_settings
-from nex_vllm.plugin.settings import NexSettings
+from nex_vllm.plugin.settings import NexSettings, resolved_settings
 from nex_vllm.storage import model_fingerprint
 
 
@@ -138,12 +137,22 @@ def test_a_model_that_nex_cannot_read_is_refused(
     [
         ({"pipeline_parallel_size": 2}, ["pipeline parallel", "2"]),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, ["scheduler"]),
+        ({"kv_sharing_fast_prefill": True}, ["kv_sharing_fast_prefill"]),
+        ({"worker_cls": "collections.OrderedDict"}, ["derive from vllm.v1.worker.gpu_worker.Worker", "OrderedDict"]),
+        ({"worker_cls": "nowhere.Worker"}, ["nowhere.Worker cannot be loaded", "--worker-cls"]),
     ],
+    ids=str,
 )
 def test_what_nex_cannot_run_under_is_refused(options: dict[str, Any], words: list[str], shipped_model: Path) -> None:
     with pytest.raises(InputError) as error:
         _config(shipped_model, {}, **options)
     assert all(word in str(error.value) for word in words)
+
+
+def test_the_rust_front_end_is_refused(shipped_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(InputError, match=r"VLLM_USE_RUST_FRONTEND.*unset"):
+        _config(shipped_model, {})
 
 
 def test_a_configuration_object_that_is_no_mapping_is_left_to_vllm(shipped_model: Path) -> None:

@@ -92,3 +92,21 @@ def test_a_failing_hook_costs_one_request_its_scores_and_the_engine_nothing(
     (scored,) = llm.generate(prompts[:1], params)
     assert scored.nex.unscored is None
     assert scored.nex.selected is not None
+
+
+def test_where_even_the_answer_without_scores_fails_it_is_vllms_own(
+    engine: Any, shipped_model: Path, shipped_weights: Path, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = engine(shipped_model, {"weights": str(shipped_weights), "teacher_forced": True})
+    params = SamplingParams(n=3, nex_select=True, max_tokens=8)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CandidateGroup, "deliver", fail)
+        patched.setattr(CandidateGroup, "deliver_unscored", fail)
+        (failed,) = llm.generate(prompts[:1], params)
+    assert not hasattr(failed, "nex")
+    assert [each.index for each in failed.outputs] == [0, 1, 2]
+    assert llm.generate(prompts[:1], params)[0].nex.selected is not None

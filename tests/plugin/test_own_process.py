@@ -54,9 +54,7 @@ def test_an_aborted_request_leaves_nothing_in_the_scheduler(result: dict[str, An
     assert result[case]["after"] == [0, 0]
 
 
-def test_candidates_of_a_model_with_other_weights_are_unscored(runner: str, result: dict[str, Any]) -> None:
-    if runner == "v2":
-        pytest.xfail("on V2 the masses are missing after `reload_weights`, cause unknown")
+def test_candidates_of_a_model_with_other_weights_are_unscored(result: dict[str, Any]) -> None:
     assert [candidate["score"] for candidate in result["reloaded"]] == [None, None]
     assert all(math.isfinite(candidate["tot_mass"]) for candidate in result["reloaded"])
     assert result["log"].count("The model's weights were changed after the engine started.") == 1

@@ -130,6 +130,28 @@ def test_row_statistics_are_those_of_the_distribution_before_any_filter(
     np.testing.assert_allclose(candidate.rows.logprob, means, atol=1e-4)
 
 
+@pytest.mark.parametrize("asked", [{"nex_select": "logprob"}, {"nex_select": "all", "nex_return_rows": True}], ids=str)
+def test_log_probabilities_that_only_nex_needs_are_hidden(either_llm: Any, prompts: Any, asked: Any) -> None:
+    params: Any = {"n": 3, "max_tokens": 12, "seed": 5, "temperature": 0.9}
+    (hidden,) = either_llm.generate(prompts[:1], SamplingParams(**params, **asked))
+    (shown,) = either_llm.generate(prompts[:1], SamplingParams(**params, **asked, logprobs=0))
+    for output in hidden.outputs:
+        assert (output.logprobs, output.cumulative_logprob) == (None, None)
+    for output in shown.outputs:
+        assert len(output.logprobs) == len(output.token_ids), "a user who asks for them gets them"
+    assert hidden.nex.selected == shown.nex.selected is not None
+    if "nex_return_rows" in asked:
+        for one, other in zip(hidden.nex.candidates, shown.nex.candidates, strict=True):
+            np.testing.assert_allclose(one.rows.logprob, other.rows.logprob, atol=1e-5)
+            assert np.isfinite(one.rows.logprob).all()
+
+
+def test_an_entropy_selector_asks_vllm_for_no_log_probabilities(either_llm: Any, prompts: Any) -> None:
+    (output,) = either_llm.generate(prompts[:1], SamplingParams(n=3, nex_select="hes", max_tokens=12))
+    assert output.nex.selected is not None
+    assert output.outputs[0].logprobs is None
+
+
 def test_a_stop_string_scores_exactly_the_tokens_that_are_returned(either_llm: Any, weights: Any, prompts: Any) -> None:
     common: Any = {"n": 3, "nex_return_sums": True, "max_tokens": 40, "seed": 7}
     free = either_llm.generate(prompts[:3], SamplingParams(**common))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ MASSES_ONLY = SamplingParams(n=3, nex_select=True, max_tokens=50, seed=5, temper
 GIVEN = SamplingParams(nex_response_start=12, nex_return_sums=True, max_tokens=1)
 
 
+def _settings_of_all_ranks(worker: Any) -> list[dict[str, Any]]:
+    import torch.distributed as dist
+
+    store = dist.distributed_c10d._get_default_store()
+    return [json.loads(store.get(f"nex/settings/0/{rank}")) for rank in range(2)]
+
+
 def _candidates(outputs: list[Any]) -> list[Any]:
     return [candidate for output in outputs for candidate in output.nex.candidates]
 
@@ -36,6 +44,11 @@ def test_two_ranks_give_what_one_gives(
         nex = {"weights": str(shipped_weights), "teacher_forced": True}
         llm = engine(shipped_model, nex, tensor_parallel_size=degree)
         assert llm.llm_engine.vllm_config.parallel_config.world_size == degree
+        if degree == 2:
+            said = llm.collective_rpc(_settings_of_all_ranks)
+            assert said[0] == said[1], "each rank has compared its settings with the other's"
+            assert [each["top_k"] for each in said[0]] == [24, 24]
+            assert said[0][0]["weights"].startswith("sha256 ")
         runs[degree] = [
             _candidates(llm.generate(prompts[:8], GREEDY)),
             _candidates(llm.generate(prompts[:4], SAMPLED)),

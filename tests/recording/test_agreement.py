@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import FileStore, HashStore, TCPStore
 
 from nex_vllm.errors import NexError
 from nex_vllm.recording.agreement import agree
 
 
-def _say(port: int, rank: int, size: int, settings: dict[str, Any], answers: Any) -> None:
+def _compare(port: int, rank: int, size: int, settings: dict[str, Any], answers: Any) -> None:
     store = TCPStore("127.0.0.1", port, is_master=False)
     try:
         agree(store, rank, size, settings, timedelta(seconds=20))
@@ -28,7 +29,7 @@ def _outcomes(*settings: dict[str, Any]) -> dict[int, str | None]:
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     ranks = [
-        context.Process(target=_say, args=(master.port, rank, len(settings), each, answers))
+        context.Process(target=_compare, args=(master.port, rank, len(settings), each, answers))
         for rank, each in enumerate(settings)
     ]
     for rank in ranks:
@@ -57,7 +58,20 @@ def test_a_setting_that_only_one_rank_knows_differs_too() -> None:
     assert "part is None for rank 0, but 'reasoning' for rank 1" in str(outcomes[0])
 
 
-def test_a_rank_without_nex_ends_the_others_with_a_sentence() -> None:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+@pytest.mark.parametrize("kind", ["tcp", "file", "hash"])
+def test_a_rank_without_nex_ends_the_others_with_a_sentence(kind: str, tmp_path: Path) -> None:
+    store = {
+        "tcp": lambda: TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False),
+        "file": lambda: FileStore(str(tmp_path / "store"), 2),
+        "hash": HashStore,
+    }[kind]()
     with pytest.raises(NexError, match=r"NEX is on for rank 0 of 2, but rank 1 did not say so within 0.5 s; start"):
         agree(store, 0, 2, {"top_k": 24}, timedelta(seconds=0.5))
+
+
+def test_an_engine_does_not_read_what_an_earlier_one_in_the_same_processes_said() -> None:
+    store = HashStore()
+    agree(store, 0, 1, {"top_k": 24}, timedelta(seconds=1))
+    agree(store, 0, 1, {"top_k": 2000}, timedelta(seconds=1))
+    with pytest.raises(NexError, match="rank 0 did not say so"):
+        agree(store, 1, 2, {"top_k": 24}, timedelta(seconds=0.2))

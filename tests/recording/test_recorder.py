@@ -44,8 +44,9 @@ def test_a_batch_one_token_further_is_recorded_as_the_one_before(recorder: Recor
     slots = recorder.record.slots.tolist()
     assert slots[:4] == [0, -1, 1, -1]
     for _ in range(2):
-        step = recorder.finish(lambda rows: pytest.fail("nobody asked for logits"))
+        step = recorder.finish()
         assert step is not None
+        assert step.stats_rows is None, "nobody asked for statistics"
         assert step.spans == {"a": (0, 1), "b": (1, 1)}
         assert recorder.repeat(["a", "plain", "b"], 3)
     assert recorder.record.slots.tolist() == slots
@@ -62,15 +63,15 @@ def test_a_batch_one_token_further_is_recorded_as_the_one_before(recorder: Recor
 )
 def test_any_other_batch_is_not(recorder: Recorder, request_ids: list[str], num_tokens: int) -> None:
     recorder.begin(*_batch(a=1, plain=1, b=1))
-    assert recorder.finish(lambda rows: rows) is not None
+    assert recorder.finish() is not None
     assert not recorder.repeat(request_ids, num_tokens)
-    assert recorder.finish(lambda rows: rows) is None, "nothing is reduced that was not begun"
+    assert recorder.finish() is None, "nothing is reduced that was not begun"
 
 
 def test_a_prefill_is_never_repeated(recorder: Recorder) -> None:
     recorder.begin(*_batch(a=4, b=1))
     assert recorder.record.slots.tolist()[:6] == [-1, -1, -1, 0, 1, -1]
-    assert recorder.finish(lambda rows: rows) is not None
+    assert recorder.finish() is not None
     assert not recorder.repeat(["a", "b"], 2)
 
 
@@ -80,5 +81,5 @@ def test_nothing_is_recorded_once_nobody_asks(recorder: Recorder) -> None:
     assert recorder.is_idle
     recorder.pause()
     assert set(recorder.record.slots.tolist()) == {-1}
-    assert recorder.finish(lambda rows: rows) is None
+    assert recorder.finish() is None
     assert not recorder.repeat(["a", "b"], 2)
