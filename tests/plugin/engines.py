@@ -29,11 +29,7 @@ PRELOADED = {"v1": _EVERYWHERE, "v2": [*_EVERYWHERE, "nex_triton_cpu.masks"]}
 def runner_environment(runner: str) -> dict[str, str]:
     """Return what the environment of an engine's processes has, from their start, for this model runner."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    common = {
-        # A function is sent to a worker, to look at its model runner.
-        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
-        "VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "v2")),
-    }
+    common = {"VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "v2"))}
     if runner == "v1":
         return {**common, "PYTHONPATH": os.pathsep.join(path)}
     # Model Runner V2 computes its inputs and samples with Triton kernels; they are interpreted.
