@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ from nex_vllm.errors import InputError
 StrPath = str | os.PathLike[str]
 
 
-def abbreviate(value: object, limit: int = 60) -> str:
-    """Return ``repr(value)``, cut to ``limit`` characters so that a large value cannot flood a message."""
+def abbreviate(value: object) -> str:
+    """Return ``repr(value)``, cut to 60 characters so that a large value cannot flood a message."""
     # Cut before repr: a 60 MB id must not be copied twice for the sake of a message.
-    text = repr(value[: limit + 1]) if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    text = repr(value[:61]) if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def error_reason(error: Exception) -> str:
@@ -26,31 +28,28 @@ def error_reason(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
-def require_regular_file(path: StrPath, what: str) -> int:
-    """Return the size in bytes of ``path``, ``what`` in words; `InputError` where it is no regular file to look at."""
+@contextlib.contextmanager
+def as_input_error(problem: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn an `OSError`, and errors of these kinds, into an `InputError`: "PROBLEM (reason); REMEDY"."""
     try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or not isinstance(error, (OSError, *kinds)):
+            raise
+        raise InputError(f"{problem} ({error_reason(error)}); {remedy}") from None
+
+
+def require_regular_file(path: StrPath, what: str, limit: int | None = None) -> None:
+    """Raise `InputError` where ``path`` is no regular file or larger than ``limit`` bytes; ``what`` is expected."""
+    with as_input_error(f"{path} cannot be read", f"give the path of {what}", ValueError):
         status = Path(path).stat()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the path of {what}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as {what}: {error_reason(error)}") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{path} is a directory, expected {what}; give the path of the file itself")
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is not a regular file, expected {what}")
-    return status.st_size
-
-
-def read_bounded(path: StrPath, limit: int, what: str) -> bytes:
-    """Return the bytes of the regular file ``path``; `InputError` before reading more than ``limit`` bytes."""
-    size = require_regular_file(path, what)
-    if size > limit:
-        raise InputError(f"{path} has {size} bytes, more than the {limit} that {what} may have; it is another file")
-    try:
-        with Path(path).open("rb") as handle:
-            return handle.read(limit)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as {what}: {error_reason(error)}") from None
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise InputError(f"{path} is {kind}, expected {what}; give the path of the file itself")
+    if limit is not None and status.st_size > limit:
+        raise InputError(
+            f"{path} has {status.st_size} bytes, more than the {limit} that {what} may have; give the path of {what}"
+        )
 
 
 def read_json_object(path: StrPath, limit: int, what: str) -> dict[str, Any]:
@@ -59,19 +58,10 @@ def read_json_object(path: StrPath, limit: int, what: str) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, it is larger than ``limit`` bytes, or not a JSON object.
     """
-    data = read_bounded(path, limit, what)
-    try:
-        return parse_json_object(data)
-    except ValueError as error:
-        raise InputError(f"{path} is not {what}: expected a JSON object, but {error_reason(error)}") from None
-
-
-def parse_json_object(data: bytes) -> dict[str, Any]:
-    """Return the JSON object in ``data``, or raise `ValueError` with a reason that fits after "but"."""
-    try:
-        value = json.loads(data)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"it is a {type(value).__name__}")
+    require_regular_file(path, what, limit)
+    with as_input_error(f"{path} is not {what}", "expected a file with one JSON object", ValueError, RecursionError):
+        with Path(path).open("rb") as handle:
+            value = json.loads(handle.read(limit))
+        if not isinstance(value, dict):
+            raise ValueError(f"it is a {type(value).__name__}")
     return value

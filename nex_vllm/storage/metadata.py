@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta
@@ -20,8 +20,8 @@ class RecordingMeta:
     Attributes:
         model: name or path of the model as it was given, for people.
         model_fingerprint: see `nex_vllm.storage.model_fingerprint`, for the check.
-        num_layers: decoder layers of the model, at most 1,024.
-        intermediate_size: units per layer, at most 65,536.
+        num_layers: decoder layers of the model.
+        intermediate_size: units per layer.
         top_k: neurons kept per token over all layers together.
         row_tokens: response tokens per row.
     """
@@ -46,9 +46,7 @@ class CacheMeta(RecordingMeta):
 
 @dataclass(frozen=True, slots=True)
 class WeightsMeta(RecordingMeta):
-    """Where a set of weights comes from; all of it is in the file's metadata, as strings.
-
-    Another entry is one more line here, with a default: older files lack it.
+    """Where a set of weights comes from: the file's metadata, as strings there.
 
     Attributes:
         rho: probability of staying in a state in the segmentation.
@@ -65,7 +63,3 @@ class WeightsMeta(RecordingMeta):
     num_responses: Count
     num_cycles: Count
     created_with: str
-
-    def to_strings(self) -> dict[str, str]:
-        """Return the entries of a file's metadata; what is None is left out."""
-        return {name: str(value) for name, value in asdict(self).items() if value is not None}

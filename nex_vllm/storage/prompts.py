@@ -10,23 +10,13 @@ from msgspec import Meta, Struct, field
 
 from nex_vllm.errors import InputError
 from nex_vllm.storage.convert import convert, decode_object
-from nex_vllm.storage.files import StrPath, abbreviate, error_reason
+from nex_vllm.storage.files import StrPath, abbreviate, as_input_error
 
 MAX_LINE_BYTES = 64 << 20
 """Longest accepted line; a response of a million token ids takes a tenth of it."""
 
 Text = Annotated[str, Meta(min_length=1)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
-P = TypeVar("P", bound="Prompt")
-
-_BOM = b"\xef\xbb\xbf"
-
-
-class Message(Struct):
-    """What a chat message must have; other entries are kept as they are."""
-
-    role: str
-    content: str
 
 
 class Prompt(Struct, frozen=True):
@@ -36,15 +26,15 @@ class Prompt(Struct, frozen=True):
         id: the line's `id`, or its line number in decimal where it has none.
         line: line number in the file, from 1.
         prompt: text to complete.
-        messages: chat messages, see `Message`.
+        messages: chat messages as they are given; each has a `role` and a `content`, both strings.
         fields: the whole object of the line, unknown fields included.
     """
 
     id: Text
     line: int
-    prompt: Text | None
-    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None
-    fields: dict[str, Any]
+    prompt: Text | None = None
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None = None
+    fields: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         _require_one("prompt", self.prompt, "messages", self.messages)
@@ -58,12 +48,15 @@ class GivenResponse(Prompt, frozen=True):
         token_ids: the line's `response_token_ids`.
     """
 
-    text: Text | None = field(name="response")
-    token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = field(name="response_token_ids")
+    text: Text | None = field(name="response", default=None)
+    token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = field(name="response_token_ids", default=None)
 
     def __post_init__(self) -> None:
         Prompt.__post_init__(self)
         _require_one("response", self.text, "response_token_ids", self.token_ids)
+
+
+P = TypeVar("P", bound=Prompt)
 
 
 def read_prompts(path: StrPath) -> list[Prompt]:
@@ -72,7 +65,7 @@ def read_prompts(path: StrPath) -> list[Prompt]:
     Raises:
         InputError: the file is missing, unreadable or without any line; or ``FILE:LINE: what is wrong``.
     """
-    prompts = list(_lines(path, "a prompts file", Prompt))
+    prompts = _read(path, "a prompts file", Prompt)
     first_use: dict[str, int] = {}
     for prompt in prompts:
         earlier = first_use.setdefault(prompt.id, prompt.line)
@@ -91,15 +84,11 @@ def read_responses(path: StrPath) -> list[GivenResponse]:
     Raises:
         InputError: as :func:`read_prompts`, duplicates aside.
     """
-    return list(_lines(path, "a responses file", GivenResponse))
+    return _read(path, "a responses file", GivenResponse)
 
 
 def bounded_lines(handle: BinaryIO, path: StrPath) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number from 1, line with its newline), lines ending at a line feed only.
-
-    Raises:
-        InputError: a line is longer than `MAX_LINE_BYTES`, of which no more is read.
-    """
+    """Yield (line number from 1, line with its line feed); `InputError` before reading a line beyond the bound."""
     number = 0
     while line := handle.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -110,30 +99,32 @@ def bounded_lines(handle: BinaryIO, path: StrPath) -> Iterator[tuple[int, bytes]
         yield number, line
 
 
-def _lines(path: StrPath, what: str, kind: type[P]) -> Iterator[P]:
-    """Yield the checked object of each line that is not blank."""
-    found = False
-    try:
-        with Path(path).open("rb") as handle:
-            for number, raw in bounded_lines(handle, path):
-                line, where = (raw.removeprefix(_BOM) if number == 1 else raw).strip(b" \t\r\n"), f"{path}:{number}"
-                if line:
-                    found = True
-                    fields = decode_object(line, where, dict[str, Any])
-                    convert(fields, _Chat, where)
-                    name = str(number) if fields.get("id") is None else fields["id"]
-                    absent = dict.fromkeys(kind.__struct_encode_fields__)
-                    yield convert({**absent, **fields, "id": name, "line": number, "fields": fields}, kind, where)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the path of {what}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as {what}: {error_reason(error)}") from None
+def _read(path: StrPath, what: str, kind: type[P]) -> list[P]:
+    """Return the checked object of each line that is not blank."""
+    found = []
+    with as_input_error(f"{path} cannot be read", f"give the path of {what}"), Path(path).open("rb") as handle:
+        for number, raw in bounded_lines(handle, path):
+            line, where = (
+                (raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).strip(b" \t\r\n"),
+                f"{path}:{number}",
+            )
+            if line:
+                fields = decode_object(line, where, dict[str, Any])
+                convert(fields, _Chat, where)
+                name = str(number) if fields.get("id") is None else fields["id"]
+                found.append(convert({**fields, "id": name, "line": number, "fields": fields}, kind, where))
     if not found:
         raise InputError(f"{path} is empty, expected {what} with one JSON object per line")
+    return found
+
+
+class _Message(Struct):
+    role: str
+    content: str
 
 
 class _Chat(Struct):
-    messages: list[Message] | None = None
+    messages: list[_Message] | None = None
 
 
 def _require_one(first: str, one: object, second: str, other: object) -> None:

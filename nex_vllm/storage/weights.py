@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +16,13 @@ from nex_vllm.algorithm.rows import find_wrong_key
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import check_writable_output, write_atomically
 from nex_vllm.storage.convert import check_format, convert
-from nex_vllm.storage.files import StrPath, abbreviate, error_reason, require_regular_file
+from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, require_regular_file
 from nex_vllm.storage.metadata import WeightsMeta
 
 WEIGHTS_FORMAT = "nex-weights/1"
 
 _WHAT = "a nex-vllm weights file"
+_MAX_BYTES = 1 << 30  # twice what all the neurons that a format allows take
 _DIGEST = "sha256"
 _OURS = "nex-vllm"
 _KNOWN = {"format", *(field.name for field in fields(WeightsMeta))}
@@ -52,8 +52,8 @@ def save_weights(path: StrPath, file: WeightsFile, force: bool = False) -> None:
     """
     check_writable_output(path, force)
     where = f"the weights for {path}"
-    strings = {"format": WEIGHTS_FORMAT, **file.meta.to_strings()}
-    convert(strings, WeightsMeta, where, from_strings=True)
+    strings = {"format": WEIGHTS_FORMAT, **{name: str(value) for name, value in asdict(file.meta).items()}}
+    convert(strings, WeightsMeta, where, strict=False)
     _check_arrays(file, where)
     keys, weights = np.ascontiguousarray(file.keys), np.ascontiguousarray(file.weights)
     strings[_DIGEST] = content_digest(strings, keys, weights)
@@ -63,26 +63,25 @@ def save_weights(path: StrPath, file: WeightsFile, force: bool = False) -> None:
 def load_weights(path: StrPath) -> WeightsFile:
     """Read a weights file and check everything the format promises.
 
-    safetensors checks that the tensors fill the file exactly, and their types and sizes are checked against the model
-    before one is read: nothing is allocated on the word of the file. Metadata that the format does not know is ignored.
+    safetensors checks that the tensors fill the file exactly, so nothing is allocated on the word of its header.
+    Metadata that the format does not know is ignored.
 
     Raises:
         InputError: the file is missing, foreign, of a later version, cut off, changed, or breaks the format in
             any other way; the message names the file and what is wrong.
     """
-    require_regular_file(path, _WHAT)
-    try:
-        with safe_open(path, "numpy") as file:
-            strings: dict[str, str] = file.metadata() or {}
-            check_format(strings.get("format"), WEIGHTS_FORMAT, path, _WHAT)
-            meta = convert(strings, WeightsMeta, str(path), from_strings=True)
-            _check_tensors(path, file, meta)
-            loaded = WeightsFile(file.get_tensor("keys"), file.get_tensor("weights"), meta)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error_reason(error)}); give {_WHAT}, or copy it again if it was "
-            "cut off"
-        ) from None
+    require_regular_file(path, _WHAT, _MAX_BYTES)
+    problem, remedy = f"{path} is not a sound safetensors file", f"give {_WHAT}, or copy it again if it was cut off"
+    # The last two for types that numpy does not have.
+    errors = as_input_error(problem, remedy, SafetensorError, TypeError, AttributeError)
+    with errors, safe_open(path, "numpy") as file:
+        strings: dict[str, str] = file.metadata() or {}
+        check_format(strings.get("format"), WEIGHTS_FORMAT, path, _WHAT)
+        meta = convert(strings, WeightsMeta, str(path), strict=False)
+        names = sorted(file.keys())
+        if names != ["keys", "weights"]:
+            raise InputError(f"{path} holds the tensors {abbreviate(names)}, expected 'keys' and 'weights'")
+        loaded = WeightsFile(file.get_tensor("keys"), file.get_tensor("weights"), meta)
     _check_digest(path, loaded, strings)
     _check_arrays(loaded, str(path))
     return loaded
@@ -103,9 +102,9 @@ def check_fits(
 
     Args:
         file: the loaded weights.
-        model_fingerprint: of the model being served, like ``num_layers`` and ``intermediate_size``.
-        num_layers: see above.
-        intermediate_size: see above.
+        model_fingerprint: this and the next two are of the model being served.
+        num_layers: decoder layers.
+        intermediate_size: units per layer.
         top_k: neurons kept per token while serving.
         row_tokens: tokens per row where rows are made; scoring makes none and passes None.
         source: what to call the file in the message.
@@ -149,24 +148,9 @@ def content_digest(strings: dict[str, str], keys: npt.NDArray[np.uint32], weight
     """Return the SHA-256 of the metadata but ``sha256``, as JSON in the order of names, of the keys and the weights."""
     described = {name: value for name, value in sorted(strings.items()) if name != _DIGEST}
     digest = hashlib.sha256(json.dumps(described).encode())
-    digest.update(keys.astype("<u4", copy=False).tobytes())
-    digest.update(weights.astype("<f4", copy=False).tobytes())
+    for array in (keys, weights):
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
-
-
-def _check_tensors(path: StrPath, file: Any, meta: WeightsMeta) -> None:
-    """Refuse tensors of another name, type or size than the format has; none of them is read."""
-    names = sorted(file.keys())
-    if names != ["keys", "weights"]:
-        raise InputError(f"{path} holds the tensors {abbreviate(names)}, expected 'keys' and 'weights'")
-    parts = [file.get_slice(name) for name in names]
-    (key_type, key_shape), (type_, shape) = ((part.get_dtype(), list(part.get_shape())) for part in parts)
-    most = meta.num_layers * meta.intermediate_size
-    if (key_type, type_) != ("U32", "F32") or key_shape != shape or len(shape) != 1 or shape[0] > most:
-        raise InputError(
-            f"{path}: keys are {key_type} {key_shape} and weights {type_} {shape}, expected U32 [m] and F32 [m] with m "
-            f"up to {most}, the neurons of the model; calibrate again"
-        )
 
 
 def _check_digest(path: StrPath, file: WeightsFile, strings: dict[str, str]) -> None:
