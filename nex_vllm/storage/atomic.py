@@ -13,8 +13,8 @@ from typing import BinaryIO
 from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage.files import StrPath, as_input_error, error_reason
 
+# Ends the name of every unfinished file, so that what a killed process left can be recognised and removed.
 TEMPORARY_SUFFIX = ".nex-tmp"
-"""Ends the name of every unfinished file, so that what a killed process left can be recognised and removed."""
 
 
 @contextlib.contextmanager
@@ -34,10 +34,7 @@ def atomic_output(path: StrPath) -> Iterator[BinaryIO]:
     """Open a binary file that becomes ``path`` when the block ends, and vanishes when the block fails.
 
     The bytes are forced to disk under a hidden name in the same directory and only then take the name: a reader, or a
-    crash, sees the old file or the whole new one. An existing file is replaced, see :func:`check_writable_output`.
-
-    Raises:
-        NexError: the file could not be written (disk full, directory gone); nothing new is left behind.
+    crash, sees the old file or the whole new one. Raises `NexError` where that fails (disk full, directory gone).
     """
     target, temporary = Path(path), _temporary(path)
     with as_write_error(path):
@@ -85,14 +82,8 @@ def refuse_output_inside(path: StrPath, source: StrPath) -> None:
 def check_writable_output(path: StrPath, force: bool = False, source: StrPath | None = None) -> None:
     """Refuse an output path that could not be written at the end, before the long work that leads there.
 
-    Args:
-        path: where the output will go.
-        force: whether an existing regular file may be replaced.
-        source: a file or directory that the work reads, see :func:`refuse_output_inside`.
-
-    Raises:
-        InputError: the file exists and ``force`` is off; a directory or a device has the name; the parent
-            directory is missing, is a file, or takes no new file; the path is empty or ``-``.
+    Raises `InputError` where the path is empty or ``-``, lies in what the work reads (``source``), is no regular file,
+    exists and ``force`` is off, or where its directory is missing or takes no new file.
     """
     if os.fspath(path) in {"", "-"}:
         raise InputError(
@@ -103,12 +94,10 @@ def check_writable_output(path: StrPath, force: bool = False, source: StrPath | 
     target = Path(path)
     remedy = "give a path in a directory that exists and that you can write to"
     with as_input_error(f"the output {path} cannot be written", remedy, ValueError):
-        if target.is_dir():
-            raise InputError(f"the output {path} is a directory; give the name of a file in it")
-        if target.exists() and not target.is_file():
-            raise InputError(f"the output {path} exists and is not a regular file; give another name")
-        if target.exists() and not force:
-            raise InputError(f"the output {path} already exists; give another name, or --force to replace it")
+        if target.exists() and not (force and target.is_file()):
+            kind = "already exists" if target.is_file() else "is a directory" if target.is_dir() else "is not a file"
+            advice = ", or --force to replace it" if target.is_file() else ""
+            raise InputError(f"the output {path} {kind}; give another name{advice}")
         # Tried, not asked: access() says yes to root, and on a read-only or full-of-inodes file system.
         probe = _temporary(path)
         probe.open("xb").close()

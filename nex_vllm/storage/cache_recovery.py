@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields
+import json
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import TEMPORARY_SUFFIX, atomic_output, sync_directory, write_atomically
-from nex_vllm.storage.cache_format import LIST_NAME, META_NAME, read_list, write_cache_meta
-from nex_vllm.storage.cache_reader import CacheReader
+from nex_vllm.storage.cache_reader import CACHE_FORMAT, LIST_NAME, META_NAME, CacheReader, read_list
 from nex_vllm.storage.files import abbreviate
 from nex_vllm.storage.metadata import CacheMeta
 
@@ -24,13 +24,8 @@ def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[CacheReader, li
     Lines of the list whose rows are gone are moved aside too, so that these responses can be recorded again. Each step
     leaves the set of finished responses as it was, so a kill in between only leaves work for the next time.
 
-    Returns:
-        The cache, and a sentence for each thing that was moved aside.
-
-    Raises:
-        InputError: the directory holds something else, or a cache of another kind, or a damaged one, or one with more
-            unlisted shards than a kill can leave.
-        NexError, OSError: writing failed.
+    Returns the cache, and a sentence for each thing that was moved aside. Raises `InputError` where the directory holds
+    something else, a cache of another kind, a damaged one, or one with more unlisted shards than a kill can leave.
     """
     for unfinished in directory.glob(f".*{TEMPORARY_SUFFIX}"):
         unfinished.unlink()
@@ -65,7 +60,8 @@ def _create(directory: Path, meta: CacheMeta) -> None:
         )
     # The list before meta.json: whatever is a cache has its list, so a missing one is never taken for a new one.
     path.touch()
-    write_cache_meta(directory, meta)
+    text = json.dumps({"format": CACHE_FORMAT, **asdict(meta)}, indent=2)
+    write_atomically(directory / META_NAME, f"{text}\n".encode())
 
 
 def _set_unlisted_shards_aside(cache: CacheReader) -> list[str]:

@@ -13,10 +13,9 @@ from filelock import FileLock, Timeout
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage.atomic import as_write_error
-from nex_vllm.storage.cache_format import LIST_NAME, CachedResponse, encode_response
+from nex_vllm.storage.cache_reader import LIST_NAME, CachedResponse, encode_response
 from nex_vllm.storage.cache_recovery import LOCK_NAME, create_or_recover
-from nex_vllm.storage.convert import convert
-from nex_vllm.storage.files import StrPath, abbreviate, as_input_error
+from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, convert
 from nex_vllm.storage.metadata import CacheMeta
 from nex_vllm.storage.prompts import MAX_LINE_BYTES
 from nex_vllm.storage.shards import parse_shard_name, write_shard
@@ -33,7 +32,6 @@ class _Batch:
     shard_number: int
     list_start: int
     pending: dict[str, tuple[bytes, ResponseRows]] = field(default_factory=dict)
-    pending_bytes: int = 0
 
 
 class CacheWriter(AbstractContextManager["CacheWriter", None]):
@@ -47,19 +45,9 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
     is whole a response does not count, and readers pass over its rows; a torn line is the last and has no newline. So
     whatever is listed has its rows on disk, and a response counts once or not at all.
 
-    Args:
-        directory: of the cache; made where it is missing (its parent must exist).
-        meta: how rows are recorded; a cache that exists must have been recorded so too.
-
-    Attributes:
-        directory: of the cache.
-        meta: what its ``meta.json`` says.
-        finished: ids of the responses that are on disk, those of earlier runs included; to look at only.
-        notices: a sentence for the user about each thing that was moved aside on opening (see `cache_recovery`).
-
-    Raises:
-        InputError: the directory is unusable, of another kind, damaged, or another process writes to it.
-        NexError: writing failed.
+    ``finished`` has the ids that are on disk, those of earlier runs included; ``notices`` a sentence for the user about
+    each thing that was moved aside on opening (see `cache_recovery`). Raises `InputError` where the directory is
+    unusable, holds something else, is damaged, or another process writes to it, and `NexError` where writing failed.
     """
 
     def __init__(self, directory: StrPath, meta: CacheMeta) -> None:
@@ -82,19 +70,17 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
     def add(self, response: CachedResponse, rows: ResponseRows) -> None:
         """Add a finished response; its arrays are kept, not copied, until they are committed.
 
-        Raises:
-            InputError: the id was added before, the rows are not this response's, or they break the format.
-            NexError: a commit was due and failed (disk full); the response is kept for another try.
+        Raises `InputError` where the id was added before, the rows are not this response's, or they break the format,
+        and `NexError` where a commit was due and failed (disk full); the response is kept for another try.
         """
         if not self._lock.is_locked:
             raise NexError(f"the cache {self.directory} is closed; open it again to add to it")
         line = self._checked_line(response, rows)
-        batch = self._batch
-        batch.pending[response.id] = (line, rows)
-        batch.pending_bytes += rows.keys.nbytes + rows.masses.nbytes
+        pending = self._batch.pending
+        pending[response.id] = (line, rows)
         if (
-            len(batch.pending) >= COMMIT_RESPONSES
-            or batch.pending_bytes >= COMMIT_BYTES
+            len(pending) >= COMMIT_RESPONSES
+            or sum(waiting.keys.nbytes + waiting.masses.nbytes for _, waiting in pending.values()) >= COMMIT_BYTES
             or time.monotonic() - self._last_commit >= COMMIT_SECONDS
         ):
             self.flush()
@@ -136,18 +122,18 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
 
     def _checked_line(self, response: CachedResponse, rows: ResponseRows) -> bytes:
         where = f"the response {abbreviate(response.id)} for the cache {self.directory}"
-        if not response.id:
-            raise InputError(f"{where}: expected an id that is not empty")
-        if response.id in self.finished or response.id in self._batch.pending:
-            raise InputError(f"{where} is there already; give each response an id of its own")
-        if rows.response != response.id:
-            raise InputError(f"{where} came with the rows of {abbreviate(rows.response)}")
-        if not rows.num_rows:
-            raise InputError(f"{where} has no rows; a response without tokens is not recorded")
         rows.validate(self.meta.bounds)
-        if len(response.token_ids or ()) != rows.num_tokens:
-            have = len(response.token_ids or ())
-            raise InputError(f"{where} has {have} token ids, but rows for {rows.num_tokens} tokens; expected as many")
+        num_ids = len(response.token_ids or ())
+        for is_wrong, problem in (
+            (not response.id, "has an empty id; give each response an id of its own"),
+            (response.id in self.finished, "is there already; give each response an id of its own"),
+            (response.id in self._batch.pending, "is there already; give each response an id of its own"),
+            (rows.response != response.id, f"came with the rows of {abbreviate(rows.response)}"),
+            (not rows.num_rows, "has no rows; a response without tokens is not recorded"),
+            (num_ids != rows.num_tokens, f"has {num_ids} token ids, but rows for {rows.num_tokens} tokens"),
+        ):
+            if is_wrong:
+                raise InputError(f"{where} {problem}")
         with as_input_error(f"{where} has half of a surrogate pair in a text", "give whole characters", UnicodeError):
             line = encode_response(response)
         if len(line) > MAX_LINE_BYTES:

@@ -1,18 +1,22 @@
-"""Reading files that a user names: refuse what cannot be read, bound what is read, put errors into words."""
+"""Reading what a user gives: bounded, checked by msgspec, and each problem is one sentence that names its place."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from nex_vllm.errors import InputError
 
 StrPath = str | os.PathLike[str]
+T = TypeVar("T")
 
 
 def abbreviate(value: object) -> str:
@@ -53,10 +57,9 @@ def require_regular_file(path: StrPath, what: str, limit: int | None = None) -> 
 
 
 def read_json_object(path: StrPath, limit: int, what: str) -> dict[str, Any]:
-    """Return the JSON object in the file ``path``; Infinity and NaN, which some models' config.json has, are taken.
+    """Return the JSON object in the file ``path``, which may have Infinity and NaN, as some models' config.json has.
 
-    Raises:
-        InputError: there is no such file, it is larger than ``limit`` bytes, or not a JSON object.
+    Raises `InputError` where there is no such file, it is larger than ``limit`` bytes, or not a JSON object.
     """
     require_regular_file(path, what, limit)
     with as_input_error(f"{path} is not {what}", "expected a file with one JSON object", ValueError, RecursionError):
@@ -65,3 +68,43 @@ def read_json_object(path: StrPath, limit: int, what: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError(f"it is a {type(value).__name__}")
     return value
+
+
+def decode_object(data: bytes, where: str, kind: type[T]) -> T:
+    """Decode a JSON object as ``kind``; `InputError` where it is none. ``where`` (FILE:LINE) starts the message."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {_words(error)}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # msgspec says "truncated" for half a surrogate pair too, which no tokenizer takes and no file can hold.
+        half = ", or an escape is half of a surrogate pair" if b"\\u" in data else ""
+        raise InputError(f"{where}: expected one JSON object, but {error_reason(error)}{half}") from None
+
+
+def convert(fields: Any, kind: type[T], where: str, *, strict: bool = True) -> T:
+    """Return a dict as the dataclass or struct ``kind``; fields that it does not declare are ignored.
+
+    With ``strict`` off, numbers may be given as strings. Raises `InputError`, which starts with ``where``, for a field
+    that is missing, of another type, or out of its range.
+    """
+    try:
+        return msgspec.convert(fields, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {_words(error)}") from None
+
+
+def check_format(name: object, expected: str, where: StrPath, what: str) -> None:
+    """Raise `InputError` where a file's ``format`` is not ``expected``: it is foreign or of another version."""
+    family = expected.partition("/")[0]
+    if not (isinstance(name, str) and re.fullmatch(rf"{family}/[0-9]{{1,9}}", name)):
+        raise InputError(f"{where} is not {what}: its format is {abbreviate(name)}, expected {expected!r}")
+    if name != expected:
+        raise InputError(f"{where} has format {name!r}, this version reads {expected!r}; upgrade nex-vllm")
+
+
+def _words(error: msgspec.ValidationError) -> str:
+    """Turn "Expected `int` >= 1 - at `$.top_k`" into "`top_k`: expected `int` >= 1"."""
+    problem, _, place = str(error).partition(" - at `$")
+    problem, place = problem[0].lower() + problem[1:], place.strip(".`")
+    return f"`{place}`: {problem}" if place else problem

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,19 @@ from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, read_jso
 
 _SCHEME = b"nex-model-fingerprint/1\0"
 
+# Fields of config.json that are covered, at the top and inside `text_config`.
 ARCHITECTURE_FIELDS = (
     *("architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "vocab_size", "hidden_act", "hidden_activation", "mlp_bias"),
     *("tie_word_embeddings", "quantization_config"),
 )
-"""Fields of config.json that are covered, at the top and inside ``text_config``."""
 
 _SAMPLE_BYTES = 4096
 _MAX_SAMPLES = 4096
 
 
-def model_fingerprint(model: StrPath | Mapping[str, Any]) -> str:
-    """Return 32 hexadecimal digits that name a trained model.
+def model_fingerprint(model: StrPath) -> str:
+    """Return 32 hexadecimal digits that name the trained model in a local Hugging Face folder.
 
     Covered, and nothing else:
 
@@ -38,23 +37,17 @@ def model_fingerprint(model: StrPath | Mapping[str, Any]) -> str:
       ``*.safetensors`` in the folder: a stray adapter next to an indexed model changes nothing.
 
     A folder without safetensors (random or ``.bin`` weights) is named by its configuration alone, so two of the same
-    shape share a name. A megabyte or so is read per weight file.
-
-    Args:
-        model: a local Hugging Face folder (for a hub id, the resolved snapshot folder), or the content of its
-            ``config.json``, which is named by configuration alone: give the folder wherever there is one.
-
-    Raises:
-        InputError: not a folder; no usable ``config.json``; a weight file that is broken, or listed but missing.
+    shape share a name. Raises `InputError` where ``config.json`` or a weight file is missing or broken.
     """
     digest = hashlib.sha256(_SCHEME)
-    if isinstance(model, Mapping):
-        _add(digest, _canonical_config(model))
-        return digest.hexdigest()[:32]
     folder = Path(model)
     if not folder.is_dir():
         raise InputError(f"{model} is not a folder; give the model's local folder, the one that holds config.json")
-    _add(digest, _canonical_config(read_json_object(folder / "config.json", 16 << 20, "a model's config.json")))
+    config = read_json_object(folder / "config.json", 16 << 20, "a model's config.json")
+    covered = _covered(config)
+    if isinstance(config.get("text_config"), dict):
+        covered["text_config"] = _covered(config["text_config"])
+    _add(digest, json.dumps(covered, sort_keys=True, separators=(",", ":")).encode())
     for name in _weight_files(folder):
         _add(digest, name.encode("utf-8", "surrogateescape"))
         _add_weight_file(digest, folder / name)
@@ -67,14 +60,8 @@ def _add(digest: hashlib._Hash, part: bytes) -> None:
     digest.update(part)
 
 
-def _canonical_config(config: Mapping[str, Any]) -> bytes:
-    covered: dict[str, Any] = {name: config[name] for name in ARCHITECTURE_FIELDS if name in config}
-    text = config.get("text_config")
-    if isinstance(text, Mapping):
-        covered["text_config"] = {name: text[name] for name in ARCHITECTURE_FIELDS if name in text}
-    problem = "the model's configuration is not plain JSON"
-    with as_input_error(problem, "give config.json's content", TypeError, ValueError):
-        return json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()
+def _covered(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in ARCHITECTURE_FIELDS if name in config}
 
 
 def _weight_files(folder: Path) -> list[str]:

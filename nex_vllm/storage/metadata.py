@@ -9,22 +9,13 @@ from msgspec import Meta
 
 from nex_vllm.algorithm.rows import MAX_LAYER_WIDTH, MAX_LAYERS, MAX_ROW_TOKENS, RowBounds
 
+# A JSON number that every reader can hold.
 Count = Annotated[int, Meta(ge=0, lt=1 << 59)]
-"""A JSON number that every reader can hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingMeta:
-    """The model and how rows were recorded from it.
-
-    Attributes:
-        model: name or path of the model as it was given, for people.
-        model_fingerprint: see `nex_vllm.storage.model_fingerprint`, for the check.
-        num_layers: decoder layers of the model.
-        intermediate_size: units per layer.
-        top_k: neurons kept per token over all layers together.
-        row_tokens: response tokens per row.
-    """
+    """How rows were recorded: the model as it was named and its fingerprint, neurons kept per token, tokens per row."""
 
     model: str
     model_fingerprint: str
@@ -46,16 +37,7 @@ class CacheMeta(RecordingMeta):
 
 @dataclass(frozen=True, slots=True)
 class WeightsMeta(RecordingMeta):
-    """Where a set of weights comes from: the file's metadata, as strings there.
-
-    Attributes:
-        rho: probability of staying in a state in the segmentation.
-        min_run: shortest run of rows in the segmentation.
-        credit: which neurons of an exploring run were credited.
-        num_responses: responses learned from.
-        num_cycles: cycles found in them.
-        created_with: program and version that wrote the file.
-    """
+    """Where weights come from: settings of the segmentation, what was learned from, and the program that wrote them."""
 
     rho: Annotated[float, Meta(gt=0, lt=1)]
     min_run: Annotated[int, Meta(ge=1, le=MAX_ROW_TOKENS)]

@@ -9,11 +9,9 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 from msgspec import Meta, Struct, field
 
 from nex_vllm.errors import InputError
-from nex_vllm.storage.convert import convert, decode_object
-from nex_vllm.storage.files import StrPath, abbreviate, as_input_error
+from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, convert, decode_object
 
-MAX_LINE_BYTES = 64 << 20
-"""Longest accepted line; a response of a million token ids takes a tenth of it."""
+MAX_LINE_BYTES = 64 << 20  # a response of a million token ids takes a tenth of it
 
 Text = Annotated[str, Meta(min_length=1)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
@@ -22,12 +20,8 @@ TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 class Prompt(Struct, frozen=True):
     """One line of a prompts file; exactly one of ``prompt`` and ``messages`` is given (a null counts as absent).
 
-    Attributes:
-        id: the line's `id`, or its line number in decimal where it has none.
-        line: line number in the file, from 1.
-        prompt: text to complete.
-        messages: chat messages as they are given; each has a `role` and a `content`, both strings.
-        fields: the whole object of the line, unknown fields included.
+    ``id`` is the line's own, or the line number in decimal; ``messages`` are as they were given, each with a `role` and
+    a `content`; ``fields`` is the whole object of the line, unknown fields included.
     """
 
     id: Text
@@ -41,12 +35,7 @@ class Prompt(Struct, frozen=True):
 
 
 class GivenResponse(Prompt, frozen=True):
-    """One line of a responses file: a prompt, and exactly one of ``text`` and ``token_ids``.
-
-    Attributes:
-        text: the line's `response`.
-        token_ids: the line's `response_token_ids`.
-    """
+    """One line of a responses file: a prompt, and either `response` (here ``text``) or `response_token_ids`."""
 
     text: Text | None = field(name="response", default=None)
     token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = field(name="response_token_ids", default=None)
@@ -60,11 +49,7 @@ P = TypeVar("P", bound=Prompt)
 
 
 def read_prompts(path: StrPath) -> list[Prompt]:
-    """Read a prompts file; ids are unique, so that a cache can tell what it has finished.
-
-    Raises:
-        InputError: the file is missing, unreadable or without any line; or ``FILE:LINE: what is wrong``.
-    """
+    """Read a prompts file, whose ids are unique, or raise `InputError` that names the file and the line."""
     prompts = _read(path, "a prompts file", Prompt)
     first_use: dict[str, int] = {}
     for prompt in prompts:
@@ -79,11 +64,7 @@ def read_prompts(path: StrPath) -> list[Prompt]:
 
 
 def read_responses(path: StrPath) -> list[GivenResponse]:
-    """Read a responses file; lines may share an `id`, which names the problem, and ``line`` tells them apart.
-
-    Raises:
-        InputError: as :func:`read_prompts`, duplicates aside.
-    """
+    """Read a responses file as :func:`read_prompts` does; lines may share an `id`, which names the problem."""
     return _read(path, "a responses file", GivenResponse)
 
 

@@ -29,8 +29,7 @@ import pyarrow.parquet as pq
 from nex_vllm.algorithm.rows import ResponseRows, RowBounds
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import write_atomically
-from nex_vllm.storage.convert import convert
-from nex_vllm.storage.files import abbreviate, as_input_error, require_regular_file
+from nex_vllm.storage.files import abbreviate, as_input_error, convert, require_regular_file
 from nex_vllm.storage.metadata import CacheMeta
 
 SCHEMA = pa.schema(
@@ -62,14 +61,7 @@ _NAME = re.compile(r"(?:orphaned-)?rows-([0-9]+)(?:-([0-9a-f]{64}))?\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """Which responses a shard holds.
-
-    Attributes:
-        path: the shard.
-        number: in its name; -1 where another program named it.
-        has_digest: whether its name has its SHA-256.
-        num_tokens: response tokens of each response, by id, in file order.
-    """
+    """A shard, its number (-1 where another program named it), and the response tokens of its responses by id."""
 
     path: Path
     number: int
@@ -109,19 +101,17 @@ def write_shard(directory: Path, number: int, responses: Sequence[ResponseRows],
         schema=SCHEMA,
     )
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
+    pq.write_table(
+        table.replace_schema_metadata({_META_KEY: json.dumps(asdict(meta))}),
         sink,
-        SCHEMA,
+        row_group_size=max(1, len(table) * _GROUP_ENTRIES // max(1, int(num_entries.sum()))),
         compression="zstd",
         use_dictionary=["response"],
         column_encoding={"keys.list.element": "DELTA_BINARY_PACKED", "masses.list.element": "BYTE_STREAM_SPLIT"},
         write_statistics=False,
         store_schema=False,  # Parquet's own types say it all; a second description could only disagree
         write_page_checksum=True,
-    ) as writer:
-        total = max(1, int(num_entries.sum()))
-        writer.write_table(table, row_group_size=max(1, len(table) * _GROUP_ENTRIES // total))
-        writer.add_key_value_metadata({_META_KEY: json.dumps(asdict(meta))})
+    )
     data = sink.getvalue()
     path = directory / f"rows-{number:06d}-{hashlib.sha256(data).hexdigest()}.parquet"
     write_atomically(path, data)
@@ -131,9 +121,8 @@ def write_shard(directory: Path, number: int, responses: Sequence[ResponseRows],
 def index_shard(path: Path, meta: CacheMeta) -> ShardIndex:
     """Check a shard's digest, where its name has one, and read which responses it holds.
 
-    Raises:
-        InputError: the bytes are not those of the digest; it was not recorded as ``meta`` says; not a whole Parquet
-            file; a column is missing; rows of a response apart from each other, out of order, or not from 0.
+    Raises `InputError` where the bytes are not those of the digest, it was not recorded as ``meta`` says, it is not a
+    sound Parquet file with all columns, or the rows of a response are apart from each other or out of order.
     """
     require_regular_file(path, "a shard of an activation cache")
     number, digest = parse_shard_name(path)
@@ -155,23 +144,16 @@ def index_shard(path: Path, meta: CacheMeta) -> ShardIndex:
             if response in num_tokens:
                 raise InputError(f"{path}: the rows of response {abbreviate(response)} are not consecutive; {_REMEDY}")
             row = columns["row"].to_numpy()
-            wrong = row != np.arange(len(row))
-            if wrong.any():
-                at = int(wrong.argmax())
-                raise InputError(
-                    f"{path}: response {abbreviate(response)} has row {row[at]} where row {at} should be; {_REMEDY}"
-                )
+            if not np.array_equal(row, np.arange(len(row))):
+                raise InputError(f"{path}: the rows of response {abbreviate(response)} do not count from 0; {_REMEDY}")
             num_tokens[response] = int(columns["tokens"].to_numpy().sum(dtype=np.int64))
     return ShardIndex(path, number, digest is not None, num_tokens)
 
 
 def read_shard(index: ShardIndex, bounds: RowBounds, wanted: Collection[str]) -> Iterator[ResponseRows]:
-    """Yield the rows of the ``wanted`` responses of a shard in file order, checked.
+    """Yield the rows of the ``wanted`` responses in file order, or raise `InputError` where they break the format.
 
     Memory is that of one response and one batch of rows. Arrays are views of Arrow's buffers where they can be.
-
-    Raises:
-        InputError: the file cannot be decoded, or its rows break the format.
     """
     path = index.path
     with _reading(path) as handle:

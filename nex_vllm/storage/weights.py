@@ -15,8 +15,14 @@ from safetensors.numpy import save
 from nex_vllm.algorithm.rows import find_wrong_key
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import check_writable_output, write_atomically
-from nex_vllm.storage.convert import check_format, convert
-from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, require_regular_file
+from nex_vllm.storage.files import (
+    StrPath,
+    abbreviate,
+    as_input_error,
+    check_format,
+    convert,
+    require_regular_file,
+)
 from nex_vllm.storage.metadata import WeightsMeta
 
 WEIGHTS_FORMAT = "nex-weights/1"
@@ -30,25 +36,18 @@ _KNOWN = {"format", *(field.name for field in fields(WeightsMeta))}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightsFile:
-    """The content of a weights file.
+    """The content of a weights file; no neuron with evidence (m = 0) is possible."""
 
-    Attributes:
-        keys: uint32 [m], strictly ascending ``layer << 16 | unit``; m = 0 means that no neuron had evidence.
-        weights: float32 [m], each in [-1, 1].
-        meta: where they come from.
-    """
-
-    keys: npt.NDArray[np.uint32]
-    weights: npt.NDArray[np.float32]
+    keys: npt.NDArray[np.uint32]  # [m], strictly ascending layer << 16 | unit
+    weights: npt.NDArray[np.float32]  # [m], each in [-1, 1]
     meta: WeightsMeta
 
 
 def save_weights(path: StrPath, file: WeightsFile, force: bool = False) -> None:
     """Write a weights file, whole or not at all, with a ``sha256`` over its content among the metadata.
 
-    Raises:
-        InputError: ``path`` cannot be written or exists without ``force``; the content breaks the format.
-        NexError: writing failed (disk full); an older file of that name is still there.
+    Raises `InputError` where ``path`` cannot be written, exists without ``force``, or the content breaks the format,
+    and `NexError` where writing failed (disk full); an older file of that name is still there then.
     """
     check_writable_output(path, force)
     where = f"the weights for {path}"
@@ -64,11 +63,8 @@ def load_weights(path: StrPath) -> WeightsFile:
     """Read a weights file and check everything the format promises.
 
     safetensors checks that the tensors fill the file exactly, so nothing is allocated on the word of its header.
-    Metadata that the format does not know is ignored.
-
-    Raises:
-        InputError: the file is missing, foreign, of a later version, cut off, changed, or breaks the format in
-            any other way; the message names the file and what is wrong.
+    Metadata that the format does not know is ignored. Raises `InputError`, which names the file, where it is missing,
+    foreign, of a later version, cut off, changed, or breaks the format in any other way.
     """
     require_regular_file(path, _WHAT, _MAX_BYTES)
     problem, remedy = f"{path} is not a sound safetensors file", f"give {_WHAT}, or copy it again if it was cut off"
@@ -98,50 +94,37 @@ def check_fits(
     source: StrPath = "the weights file",
     accept_other_model: bool = False,
 ) -> bool:
-    """Refuse weights that were learned on another model or recorded in another way.
+    """Return whether weights are of another model, which the caller says in the log, or refuse them.
 
-    Args:
-        file: the loaded weights.
-        model_fingerprint: this and the next two are of the model being served.
-        num_layers: decoder layers.
-        intermediate_size: units per layer.
-        top_k: neurons kept per token while serving.
-        row_tokens: tokens per row where rows are made; scoring makes none and passes None.
-        source: what to call the file in the message.
-        accept_other_model: take weights of another model of the same shape, as of a fine-tuned model's base.
-
-    Returns:
-        Whether they are of another model, which was accepted: the caller says so in the log.
-
-    Raises:
-        InputError: something differs; both values are named.
+    The model being served is given by its fingerprint, layers and units per layer, and how rows are made by ``top_k``
+    and ``row_tokens`` (None for scoring, which makes none). ``source`` names the file in messages.
+    ``accept_other_model`` takes weights of another model of the same shape, as of a fine-tuned model's base.
+    Raises `InputError` where anything else differs; both values are named.
     """
     meta = file.meta
+    shape_remedy, setting_remedy = (
+        "give the weights that were calibrated on this model",
+        "set it so, or calibrate again",
+    )
     # Shape first: "36 layers, not 28" tells more than two fingerprints.
-    for what, learned, served in (
-        ("layers", meta.num_layers, num_layers),
-        ("units per layer", meta.intermediate_size, intermediate_size),
+    for name, served, difference, remedy in (
+        ("num_layers", num_layers, "{} layers, but the model being served has {}", shape_remedy),
+        ("intermediate_size", intermediate_size, "{} units per layer, but the model being served has {}", shape_remedy),
+        (
+            "model_fingerprint",
+            meta.model_fingerprint if accept_other_model else model_fingerprint,
+            "fingerprint {}, but the model being served has {}",
+            "calibrate on the model you serve, or give --nex-accept-other-model (setting accept_other_model) if it is "
+            "a fine-tuned or quantised variant of that model",
+        ),
+        ("top_k", top_k, "top_k {}, but top_k is set to {}", setting_remedy),
+        ("row_tokens", row_tokens, "row_tokens {}, but row_tokens is set to {}", setting_remedy),
     ):
-        if learned != served:
-            raise InputError(
-                f"{source} is for a model with {learned} {what} ({abbreviate(meta.model)}), but the model being served "
-                f"has {served}; give the weights that were calibrated on this model"
-            )
-    is_other = meta.model_fingerprint != model_fingerprint
-    if is_other and not accept_other_model:
-        raise InputError(
-            f"{source} was calibrated on {abbreviate(meta.model)} with fingerprint "
-            f"{abbreviate(meta.model_fingerprint)}, but the model being served has fingerprint "
-            f"{abbreviate(model_fingerprint)}; calibrate on the model you serve, or give --nex-accept-other-model "
-            "(setting accept_other_model) if it is a fine-tuned or quantised variant of that model"
-        )
-    for name, learned, given in (("top_k", meta.top_k, top_k), ("row_tokens", meta.row_tokens, row_tokens)):
-        if given is not None and learned != given:
-            raise InputError(
-                f"{source} was calibrated with {name} {learned}, but {name} is set to {given}; set {name} to "
-                f"{learned} or calibrate again"
-            )
-    return is_other
+        learned = getattr(meta, name)
+        if served is not None and learned != served:
+            words = difference.format(abbreviate(learned), abbreviate(served))
+            raise InputError(f"{source} was calibrated on {abbreviate(meta.model)} with {words}; {remedy}")
+    return meta.model_fingerprint != model_fingerprint
 
 
 def content_digest(strings: dict[str, str], keys: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32]) -> str:
