@@ -85,15 +85,15 @@ def write_shard(directory: Path, number: int, responses: Sequence[ResponseRows],
     def joined(name: str) -> npt.NDArray[Any]:
         return np.concatenate([getattr(rows, name) for rows in responses])
 
-    num_entries = np.concatenate([np.diff(rows.indptr) for rows in responses])
+    sizes, keys = np.concatenate([np.diff(rows.indptr) for rows in responses]), joined("keys")
     # A list column has 32 bit offsets; two billion entries are not what models give in two seconds.
-    offsets = pa.array(np.concatenate([[0], np.cumsum(num_entries)]), pa.int32())
+    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
     table = pa.table(
         [
             pa.array([rows.response for rows in responses for _ in range(rows.num_rows)], pa.string()),
             np.concatenate([np.arange(rows.num_rows, dtype=np.int32) for rows in responses]),
             joined("tokens"),
-            pa.ListArray.from_arrays(offsets, joined("keys")),
+            pa.ListArray.from_arrays(offsets, keys),
             pa.ListArray.from_arrays(offsets, joined("masses")),
             pa.array(joined("entropy"), from_pandas=True),
             pa.array(joined("logprob"), from_pandas=True),
@@ -101,17 +101,18 @@ def write_shard(directory: Path, number: int, responses: Sequence[ResponseRows],
         schema=SCHEMA,
     )
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata({_META_KEY: json.dumps(asdict(meta))}),
+    with pq.ParquetWriter(
         sink,
-        row_group_size=max(1, len(table) * _GROUP_ENTRIES // max(1, int(num_entries.sum()))),
+        SCHEMA,
         compression="zstd",
         use_dictionary=["response"],
         column_encoding={"keys.list.element": "DELTA_BINARY_PACKED", "masses.list.element": "BYTE_STREAM_SPLIT"},
         write_statistics=False,
         store_schema=False,  # Parquet's own types say it all; a second description could only disagree
         write_page_checksum=True,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=max(1, len(table) * _GROUP_ENTRIES // max(1, len(keys))))
+        writer.add_key_value_metadata({_META_KEY: json.dumps(asdict(meta))})
     data = sink.getvalue()
     path = directory / f"rows-{number:06d}-{hashlib.sha256(data).hexdigest()}.parquet"
     write_atomically(path, data)

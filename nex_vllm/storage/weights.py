@@ -104,7 +104,7 @@ def check_fits(
     meta = file.meta
     shape_remedy, setting_remedy = (
         "give the weights that were calibrated on this model",
-        "set it so, or calibrate again",
+        "set it so or calibrate again",
     )
     # Shape first: "36 layers, not 28" tells more than two fingerprints.
     for name, served, difference, remedy in (
