@@ -102,25 +102,29 @@ def check_fits(
     Raises `InputError` where anything else differs; both values are named.
     """
     meta = file.meta
-    shape_remedy, setting_remedy = (
+    wrong_model, wrong_setting = (
         "give the weights that were calibrated on this model",
-        "set it so or calibrate again",
+        "set what it was, or calibrate again",
     )
     # Shape first: "36 layers, not 28" tells more than two fingerprints.
-    for name, served, difference, remedy in (
-        ("num_layers", num_layers, "{} layers, but the model being served has {}", shape_remedy),
-        ("intermediate_size", intermediate_size, "{} units per layer, but the model being served has {}", shape_remedy),
+    for learned, served, difference, remedy in (
+        (meta.num_layers, num_layers, "{} layers, but the model being served has {}", wrong_model),
         (
-            "model_fingerprint",
+            meta.intermediate_size,
+            intermediate_size,
+            "{} units per layer, but the model being served has {}",
+            wrong_model,
+        ),
+        (
+            meta.model_fingerprint,
             meta.model_fingerprint if accept_other_model else model_fingerprint,
             "fingerprint {}, but the model being served has {}",
             "calibrate on the model you serve, or give --nex-accept-other-model (setting accept_other_model) if it is "
             "a fine-tuned or quantised variant of that model",
         ),
-        ("top_k", top_k, "top_k {}, but top_k is set to {}", setting_remedy),
-        ("row_tokens", row_tokens, "row_tokens {}, but row_tokens is set to {}", setting_remedy),
+        (meta.top_k, top_k, "top_k {}, but top_k is set to {}", wrong_setting),
+        (meta.row_tokens, row_tokens, "row_tokens {}, but row_tokens is set to {}", wrong_setting),
     ):
-        learned = getattr(meta, name)
         if served is not None and learned != served:
             words = difference.format(abbreviate(learned), abbreviate(served))
             raise InputError(f"{source} was calibrated on {abbreviate(meta.model)} with {words}; {remedy}")
