@@ -83,7 +83,7 @@ class CacheReader:
     @property
     def size_on_disk(self) -> int:
         """Bytes of the cache's files, those that were moved aside included."""
-        return sum(path.stat().st_size for path in self.directory.iterdir())
+        return sum(path.stat().st_size for path in self.directory.glob("[!.]*"))
 
     def check_complete(self) -> None:
         """Raise `NexError` with both counts where rows of listed responses are missing."""

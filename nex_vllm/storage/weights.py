@@ -102,32 +102,22 @@ def check_fits(
     Raises `InputError` where anything else differs; both values are named.
     """
     meta = file.meta
-    wrong_model, wrong_setting = (
-        "give the weights that were calibrated on this model",
-        "set what it was, or calibrate again",
-    )
+    calibrate = "calibrate on the model you serve"
+    sibling = "give --nex-accept-other-model (setting accept_other_model) if it is a fine-tuned or quantised variant"
+    fingerprint = meta.model_fingerprint if accept_other_model else model_fingerprint
     # Shape first: "36 layers, not 28" tells more than two fingerprints.
-    for learned, served, difference, remedy in (
-        (meta.num_layers, num_layers, "{} layers, but the model being served has {}", wrong_model),
-        (
-            meta.intermediate_size,
-            intermediate_size,
-            "{} units per layer, but the model being served has {}",
-            wrong_model,
-        ),
-        (
-            meta.model_fingerprint,
-            meta.model_fingerprint if accept_other_model else model_fingerprint,
-            "fingerprint {}, but the model being served has {}",
-            "calibrate on the model you serve, or give --nex-accept-other-model (setting accept_other_model) if it is "
-            "a fine-tuned or quantised variant of that model",
-        ),
-        (meta.top_k, top_k, "top_k {}, but top_k is set to {}", wrong_setting),
-        (meta.row_tokens, row_tokens, "row_tokens {}, but row_tokens is set to {}", wrong_setting),
+    for words, learned, served, remedy in (
+        ("{} layers", meta.num_layers, num_layers, calibrate),
+        ("{} units per layer", meta.intermediate_size, intermediate_size, calibrate),
+        ("fingerprint {}", meta.model_fingerprint, fingerprint, f"{calibrate}, or {sibling}"),
+        ("top_k {}", meta.top_k, top_k, f"set top_k to {meta.top_k} or calibrate again"),
+        ("row_tokens {}", meta.row_tokens, row_tokens, f"set row_tokens to {meta.row_tokens} or calibrate again"),
     ):
         if served is not None and learned != served:
-            words = difference.format(abbreviate(learned), abbreviate(served))
-            raise InputError(f"{source} was calibrated on {abbreviate(meta.model)} with {words}; {remedy}")
+            old, new = (words.format(abbreviate(value)) for value in (learned, served))
+            raise InputError(
+                f"{source} was calibrated on {abbreviate(meta.model)} with {old}, but what is served has {new}; {remedy}"
+            )
     return meta.model_fingerprint != model_fingerprint
 
 

@@ -227,10 +227,10 @@ def test_weights_fit_the_model_they_were_learned_on_or_a_sibling_when_asked_and_
     assert check_fits(make_weights(), **{**FIT, "model_fingerprint": "e" * 32}, accept_other_model=True)
     assert not check_fits(make_weights(), **{**FIT, "row_tokens": None})
     shape: list[tuple[str, Any, str]] = [
-        ("num_layers", 28, "w.safetensors was calibrated on 'tiny' with 4 layers, but the model being served has 28"),
-        ("intermediate_size", 49, "with 48 units per layer, .*has 49"),
-        ("top_k", 2000, "with top_k 20, but top_k is set to 2000; set what it was"),
-        ("row_tokens", 32, "with row_tokens 8, but row_tokens is set to 32"),
+        ("num_layers", 28, "w.safetensors was calibrated on 'tiny' with 4 layers, but what is served has 28 layers"),
+        ("intermediate_size", 49, "with 48 units per layer, but what is served has 49"),
+        ("top_k", 2000, "with top_k 20, but what is served has top_k 2000; set top_k to 20"),
+        ("row_tokens", 32, "with row_tokens 8, but what is served has row_tokens 32"),
     ]
     other = ("model_fingerprint", "e" * 32, f"'{'f' * 32}', but .* '{'e' * 32}'; .*--nex-accept-other-model")
     for accept, cases in ((False, [*shape, other]), (True, shape)):
