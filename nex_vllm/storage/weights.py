@@ -116,7 +116,8 @@ def check_fits(
         if served is not None and learned != served:
             old, new = (words.format(abbreviate(value)) for value in (learned, served))
             raise InputError(
-                f"{source} was calibrated on {abbreviate(meta.model)} with {old}, but what is served has {new}; {remedy}"
+                f"{source} was calibrated on {abbreviate(meta.model)} with {old}, but what is served has {new}; "
+                f"{remedy}"
             )
     return meta.model_fingerprint != model_fingerprint
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import shutil
 import signal
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from storage_cases import CACHE_META, add, assert_cache_is_sound, write_cache
+from storage_cases import CACHE_META, add, assert_cache_is_sound, memory_or, write_cache
 from storage_crash_writer import RESPONSES, write
 
 from nex_vllm.errors import InputError, NexError
@@ -40,9 +39,7 @@ def _write(directory: Path, kill_at_line: int = 0, kill_after: float = 0) -> tup
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
-    """Where a cache goes; in memory if possible, as what a process leaves when killed does not depend on the disk."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as parent:
+    with tempfile.TemporaryDirectory(dir=memory_or(tmp_path)) as parent:
         yield Path(parent) / "c"
 
 
