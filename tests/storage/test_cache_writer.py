@@ -68,20 +68,15 @@ def test_another_run_continues_also_when_the_model_moved(tmp_path: Path) -> None
 
 
 def test_second_writer_is_refused_until_the_first_ends(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from storage_cases import CACHE_META; from nex_vllm.storage import CacheWriter\n"
-        "try: CacheWriter(sys.argv[1], CACHE_META)\n"
-        "except ValueError as error: print(error)\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "c"), str(Path(__file__).parent)]
+    program = "from storage_cases import *\ntry: write_cache(Path(sys.argv[1]))\nexcept InputError as e: print(e)"
+    command = [sys.executable, "-c", f"import sys\n{program}", str(tmp_path / "c")]
+    run = partial(subprocess.run, command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     with CacheWriter(tmp_path / "c", CACHE_META) as writer:
         add(writer, "a")
         with pytest.raises(InputError, match="another process is writing to the cache"):
             CacheWriter(tmp_path / "c", CACHE_META)
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert f"another process is writing to the cache {tmp_path / 'c'}; wait until it ends" in output
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+        assert f"another process is writing to the cache {tmp_path / 'c'}; wait until it ends" in run().stdout
+    assert run().stdout == ""
     assert assert_cache_is_sound(tmp_path / "c") == {"a"}
     with pytest.raises(NexError, match="is closed"):
         add(writer, "b")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,17 +40,6 @@ def _digest(strings: dict[str, str]) -> str:
     """The recipe of docs/contracts.md, by hand."""
     text = json.dumps(dict(sorted(strings.items())))
     return hashlib.sha256(text.encode() + KEYS.tobytes() + WEIGHTS.tobytes()).hexdigest()
-
-
-def _refused(path: Path, words: str) -> tuple[object, Any, str]:
-    """A case for `assert_refused` that reads the bytes that ``path`` has now."""
-    data = path.read_bytes()
-
-    def load() -> None:
-        path.write_bytes(data)
-        load_weights(path)
-
-    return words, load, f"^{re.escape(str(path))}.*{words}"
 
 
 @pytest.mark.parametrize("count", [0, 1, 40, ALL_KEYS.size])
@@ -137,27 +125,19 @@ def test_bad_content_is_neither_saved_nor_loaded(tmp_path: Path) -> None:
         arrays = np.array(keys, np.uint32), np.array(weights, np.float32)
         save_it = partial(save_weights, tmp_path / "saved", WeightsFile(*arrays, WEIGHTS_META))
         loaded = _write(tmp_path / "w", dict(zip(("keys", "weights"), arrays, strict=True)))
-        assert_refused([(words, save_it, f"the weights for .*{words}"), _refused(loaded, words)])
+        assert_refused([(words, save_it, f"the weights for .*{words}"), (words, partial(load_weights, loaded), words)])
     assert not (tmp_path / "saved").exists()
 
 
-def test_tensors_of_another_shape_or_kind_are_refused(tmp_path: Path) -> None:
+def test_file_that_breaks_the_format_is_refused(tmp_path: Path) -> None:
+    scalars = {"keys": np.array(3, np.uint32), "weights": np.array(1, np.float32)}
     cases: list[tuple[dict[str, Any], str]] = [
-        (
-            {"keys": KEYS, "weights": WEIGHTS[:-1]},
-            r"keys are uint32 \[5\] and weights float32 \[4\], expected",
-        ),
-        ({"keys": np.array(3, np.uint32), "weights": np.array(1, np.float32)}, r"keys are uint32 \[\]"),
-        ({"keys": KEYS.astype(np.int64), "weights": WEIGHTS}, r"keys are int64 \[5\]"),
-        ({"keys": KEYS, "weights": WEIGHTS.astype(np.float64)}, r"weights float64 \[5\]"),
-        ({"keys": KEYS}, r"holds the tensors \['keys'\], expected 'keys' and 'weights'"),
-        ({"keys": KEYS, "weights": WEIGHTS, "more": WEIGHTS}, "holds the tensors"),
-    ]
-    assert_refused(_refused(_write(tmp_path / "w", tensors), words) for tensors, words in cases)
-
-
-def test_metadata_that_breaks_the_format_is_refused(tmp_path: Path) -> None:
-    cases: list[tuple[dict[str, str | None], str]] = [
+        ({"tensors": {"keys": KEYS, "weights": WEIGHTS[:-1]}}, r"keys are uint32 \[5\] and weights float32 \[4\]"),
+        ({"tensors": scalars}, r"keys are uint32 \[\]"),
+        ({"tensors": {"keys": KEYS.astype(np.int64), "weights": WEIGHTS}}, r"keys are int64 \[5\]"),
+        ({"tensors": {"keys": KEYS, "weights": WEIGHTS.astype(np.float64)}}, r"weights float64 \[5\]"),
+        ({"tensors": {"keys": KEYS}}, r"holds the tensors \['keys'\], expected 'keys' and 'weights'"),
+        ({"tensors": {"keys": KEYS, "weights": WEIGHTS, "more": WEIGHTS}}, "holds the tensors"),
         ({"format": None}, "is not a nex-vllm weights file: its format is None"),
         ({"format": "nex-cache/1"}, "is not a nex-vllm weights file"),
         ({"format": "nex-weights/2"}, "has format 'nex-weights/2', .*upgrade nex-vllm"),
@@ -170,14 +150,15 @@ def test_metadata_that_breaks_the_format_is_refused(tmp_path: Path) -> None:
         ({"num_layers": "1", "intermediate_size": "4"}, "a key of layer 3, but the model has 1 layers"),
         ({"sha256": "0" * 64}, "was changed or damaged after it was written"),
     ]
-    assert_refused(_refused(_write(tmp_path / "w", **changes), words) for changes, words in cases)
-    (tmp_path / "w").write_bytes(save({"lm_head": WEIGHTS}))
-    assert_refused([_refused(tmp_path / "w", "is not a nex-vllm weights file: its format is None")])
+    assert_refused(
+        (changes, partial(load_weights, _write(tmp_path / "w", **changes)), f"^{tmp_path}/w.*{words}")
+        for changes, words in cases
+    )
     with pytest.raises(InputError, match=r"the weights for .*: `rho`: expected `float` < 1.0"):
         save_weights(tmp_path / "s", WeightsFile(KEYS, WEIGHTS, dataclasses.replace(WEIGHTS_META, rho=1.0)))
 
 
-def test_hostile_header_and_every_truncation_are_refused(tmp_path: Path) -> None:
+def test_hostile_header_every_truncation_and_what_is_no_file_are_refused(tmp_path: Path) -> None:
     def announcing(count: Any) -> dict[str, Any]:
         entry = {"shape": [count], "data_offsets": [0, 40]}
         return {"__metadata__": FOREIGN, "keys": {"dtype": "U32", **entry}, "weights": {"dtype": "F32", **entry}}
@@ -193,24 +174,20 @@ def test_hostile_header_and_every_truncation_are_refused(tmp_path: Path) -> None
         (announcing(10), b"\0" * 40),  # both tensors at the same place
         (announcing(5) | {"keys": None}, b""),
     ]
-    words = "is not a sound safetensors file"
-    assert_refused(_refused(_header(tmp_path / "w", header, data), words) for header, data in headers)
-    (tmp_path / "w").write_bytes(((1 << 64) - 1).to_bytes(8, "little") + b"{}")
-    assert_refused([_refused(tmp_path / "w", words)])
+    path, words = tmp_path / "w", "is not a sound safetensors file"
+    assert_refused((header, partial(load_weights, _header(path, header, data)), words) for header, data in headers)
     save_weights(tmp_path / "whole", make_weights(3))
     data = (tmp_path / "whole").read_bytes()
-    for cut in (*(data[:length] for length in range(len(data))), data + b"\0"):
-        (tmp_path / "w").write_bytes(cut)
-        assert words in (refusal(load_weights, tmp_path / "w") or "was loaded")
-
-
-def test_missing_file_directory_and_device_are_refused(tmp_path: Path) -> None:
-    cases = [
+    too_long = ((1 << 64) - 1).to_bytes(8, "little") + b"{}"
+    for content in (*(data[:length] for length in range(len(data))), data + b"\0", too_long):
+        path.write_bytes(content)
+        assert words in (refusal(load_weights, path) or "was loaded")
+    others = [
         (tmp_path / "none", "cannot be read .No such file or directory.; give the path of a nex-vllm weights file"),
         (tmp_path, "is a directory, expected a nex-vllm weights file"),
         (Path("/dev/zero"), "is not a regular file"),
     ]
-    assert_refused((path, partial(load_weights, path), words) for path, words in cases)
+    assert_refused((other, partial(load_weights, other), words) for other, words in others)
 
 
 FIT: dict[str, Any] = {
