@@ -86,9 +86,7 @@ def check_writable_output(path: StrPath, force: bool = False, source: StrPath | 
     exists and ``force`` is off, or where its directory is missing or takes no new file.
     """
     if os.fspath(path) in {"", "-"}:
-        raise InputError(
-            f"the output is {os.fspath(path)!r}, expected the name of a file; nothing is written to standard output"
-        )
+        raise InputError(f"the output is {os.fspath(path)!r}, expected a file; standard output is not written to")
     if source is not None:
         refuse_output_inside(path, source)
     target = Path(path)

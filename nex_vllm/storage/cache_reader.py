@@ -55,8 +55,8 @@ class CacheReader:
     A response counts when it is listed in ``responses.jsonl`` and all its rows are there; what a killed run left beside
     them is passed over. A cache from elsewhere that has no ``responses.jsonl`` counts every response of its shards.
 
-    Opening reads the list, checks every shard against the digest in its name, and reads its small columns: a damaged
-    shard is found before long work. Memory is bounded by the ids, one response, and one batch of rows.
+    Opening checks the list and all shards, so damage is found before long work. Memory is bounded by the ids, one
+    response, and one batch of rows.
 
     ``num_listed`` is the number of responses in ``responses.jsonl`` (None without that file), ``finished`` has the ids
     of the responses that count, and ``missing`` those that are listed but whose rows are gone, which no kill leaves.
@@ -125,10 +125,8 @@ def _locate(shards: list[ShardIndex], listed: dict[str, tuple[int, bool]] | None
         for response in shard.num_tokens:
             if listed is None or response in listed:
                 if response in found and not shard.has_digest:
-                    raise InputError(
-                        f"{shard.path}: response {abbreviate(response)} is in {found[response].path.name} too; delete "
-                        "one of the two"
-                    )
+                    other = found[response].path.name
+                    raise InputError(f"{shard.path}: response {abbreviate(response)} is in {other} too; delete one")
                 found[response] = shard
     for response, shard in found.items():
         expected, is_sealed = (listed or {}).get(response, (0, True))
@@ -140,7 +138,7 @@ def _locate(shards: list[ShardIndex], listed: dict[str, tuple[int, bool]] | None
         if expected and expected != shard.num_tokens[response]:
             raise InputError(
                 f"{shard.path}: response {abbreviate(response)} has rows for {shard.num_tokens[response]} tokens, but "
-                f"{LIST_NAME} lists {expected}; delete this file and record again to replace its responses"
+                f"{LIST_NAME} lists {expected}; delete this file and record again"
             )
     return found
 

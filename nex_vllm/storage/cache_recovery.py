@@ -33,8 +33,8 @@ def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[CacheReader, li
         _create(directory, meta)
     if not (directory / LIST_NAME).exists():
         raise InputError(
-            f"{directory / LIST_NAME} does not exist, so nothing tells which responses are finished; put it back, or "
-            "record into another directory"
+            f"{directory / LIST_NAME} does not exist, so nothing tells what is finished; put it back, or use another "
+            "directory"
         )
     cache = CacheReader(directory)
     for field in fields(CacheMeta):
@@ -43,8 +43,7 @@ def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[CacheReader, li
         if field.name != "model" and there != here:
             raise InputError(
                 f"the cache {directory} was recorded from {abbreviate(cache.meta.model)} with {field.name} "
-                f"{abbreviate(there)}, not {abbreviate(here)}; record into another directory, or with the same model "
-                "and settings"
+                f"{abbreviate(there)}, not {abbreviate(here)}; record into another directory, or in the same way"
             )
     return cache, _set_unlisted_shards_aside(cache) + _set_lines_without_rows_aside(cache)
 
@@ -54,10 +53,8 @@ def _create(directory: Path, meta: CacheMeta) -> None:
     # A run killed right here leaves the lock and an empty list: still ours to take.
     others = sorted(entry.name for entry in directory.iterdir() if entry.name not in {LOCK_NAME, LIST_NAME})
     if others or (path.exists() and path.stat().st_size > 0):
-        raise InputError(
-            f"{directory} is not empty and not an activation cache (it has {(others or [LIST_NAME])[0]!r} but no "
-            f"{META_NAME}); give a new or an empty directory"
-        )
+        found = (others or [LIST_NAME])[0]
+        raise InputError(f"{directory} is no cache: it has {found!r} but no {META_NAME}; give an empty directory")
     # The list before meta.json: whatever is a cache has its list, so a missing one is never taken for a new one.
     path.touch()
     text = json.dumps({"format": CACHE_FORMAT, **asdict(meta)}, indent=2)
@@ -69,17 +66,16 @@ def _set_unlisted_shards_aside(cache: CacheReader) -> list[str]:
     # A commit that is tried again after a full disk may leave two files, of the same number.
     if len({shard.number for shard in unlisted}) > 1:
         raise InputError(
-            f"the cache {cache.directory} has {len(unlisted)} shards ({unlisted[0].path.name} and others) none of "
-            f"whose responses is in {LIST_NAME}, and a killed run leaves at most one: put the list back, or record "
-            "into another directory"
+            f"the cache {cache.directory} has {len(unlisted)} shards with no response that is in {LIST_NAME}, and a "
+            "killed run leaves at most one: put the list back, or record into another directory"
         )
     notices = []
     for shard in unlisted:
         aside = shard.path.rename(shard.path.with_name(_ASIDE + shard.path.name))
         sync_directory(cache.directory)
         notices.append(
-            f"{shard.path}: none of its responses is in {LIST_NAME}, as after a run that was killed; it is kept as "
-            f"{aside.name}, and its responses are recorded again"
+            f"{shard.path}: none of its responses is in {LIST_NAME}, as after a kill; it is kept as {aside.name}, and "
+            "its responses are recorded again"
         )
     return notices
 

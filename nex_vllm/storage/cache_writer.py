@@ -37,8 +37,8 @@ class _Batch:
 class CacheWriter(AbstractContextManager["CacheWriter", None]):
     """Create or continue a cache and add finished responses to it.
 
-    Responses gather in memory and are committed together: 64 of them, 32 MiB, or whatever there is when a response
-    comes more than two seconds after the last commit. A caller that then waits long for the next calls :meth:`flush`.
+    Responses gather in memory and are committed together: 64 of them, 32 MiB, or whatever there is when one comes two
+    seconds after the last commit. A caller that then waits long for the next calls :meth:`flush`.
 
     Why a kill or a power cut at any instant leaves a readable cache: first the shard is written under a hidden name,
     forced to disk, and renamed; then the lines are appended to ``responses.jsonl`` and forced to disk. Until its line
@@ -126,8 +126,7 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
         num_ids = len(response.token_ids or ())
         for is_wrong, problem in (
             (not response.id, "has an empty id; give each response an id of its own"),
-            (response.id in self.finished, "is there already; give each response an id of its own"),
-            (response.id in self._batch.pending, "is there already; give each response an id of its own"),
+            (response.id in self.finished or response.id in self._batch.pending, "is there already"),
             (rows.response != response.id, f"came with the rows of {abbreviate(rows.response)}"),
             (not rows.num_rows, "has no rows; a response without tokens is not recorded"),
             (num_ids != rows.num_tokens, f"has {num_ids} token ids, but rows for {rows.num_tokens} tokens"),
@@ -150,7 +149,6 @@ def _locked(directory: Path) -> FileLock:
         try:
             lock.acquire()
         except Timeout:
-            raise InputError(
-                f"another process is writing to the cache {directory}; wait until it ends, or give another directory"
-            ) from None
+            problem = f"another process is writing to the cache {directory}"
+            raise InputError(f"{problem}; wait until it ends, or give another directory") from None
     return lock

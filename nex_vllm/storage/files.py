@@ -51,9 +51,7 @@ def require_regular_file(path: StrPath, what: str, limit: int | None = None) -> 
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise InputError(f"{path} is {kind}, expected {what}; give the path of the file itself")
     if limit is not None and status.st_size > limit:
-        raise InputError(
-            f"{path} has {status.st_size} bytes, more than the {limit} that {what} may have; give the path of {what}"
-        )
+        raise InputError(f"{path} has {status.st_size} bytes, but {what} has at most {limit}; give the path of {what}")
 
 
 def read_json_object(path: StrPath, limit: int, what: str) -> dict[str, Any]:
@@ -85,8 +83,7 @@ def decode_object(data: bytes, where: str, kind: type[T]) -> T:
 def convert(fields: Any, kind: type[T], where: str, *, strict: bool = True) -> T:
     """Return a dict as the dataclass or struct ``kind``; fields that it does not declare are ignored.
 
-    With ``strict`` off, numbers may be given as strings. Raises `InputError`, which starts with ``where``, for a field
-    that is missing, of another type, or out of its range.
+    With ``strict`` off, numbers may be strings. Raises `InputError`, which starts with ``where``, for a bad field.
     """
     try:
         return msgspec.convert(fields, kind, strict=strict)

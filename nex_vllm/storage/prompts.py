@@ -55,10 +55,9 @@ def read_prompts(path: StrPath) -> list[Prompt]:
     for prompt in prompts:
         earlier = first_use.setdefault(prompt.id, prompt.line)
         if earlier != prompt.line:
-            implied = "" if prompt.fields.get("id") else " (a line without `id` gets its line number)"
             raise InputError(
-                f"{path}:{prompt.line}: id {abbreviate(prompt.id)} is already used on line {earlier}{implied}; "
-                "give each prompt an id of its own"
+                f"{path}:{prompt.line}: id {abbreviate(prompt.id)} is already used on line {earlier} (a line without "
+                "`id` has its line number); give each prompt an id of its own"
             )
     return prompts
 
@@ -70,13 +69,9 @@ def read_responses(path: StrPath) -> list[GivenResponse]:
 
 def bounded_lines(handle: BinaryIO, path: StrPath) -> Iterator[tuple[int, bytes]]:
     """Yield (line number from 1, line with its line feed); `InputError` before reading a line beyond the bound."""
-    number = 0
-    while line := handle.readline(MAX_LINE_BYTES + 1):
-        number += 1
+    for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE_BYTES + 1), b""), 1):
         if len(line) > MAX_LINE_BYTES:
-            raise InputError(
-                f"{path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes; is this a JSON lines file?"
-            )
+            raise InputError(f"{path}:{number}: the line has more than {MAX_LINE_BYTES} bytes; is this JSON lines?")
         yield number, line
 
 

@@ -1,8 +1,7 @@
 """The shards of an activation cache: Parquet files with the rows of a few responses each.
 
-A shard that we wrote carries the SHA-256 of its bytes in its name, ``rows-000001-<64 hexadecimal digits>.parquet``, and
-is checked against it before Arrow sees a byte. Its metadata says what ``meta.json`` must say: neither damage to that
-file nor a shard of another cache goes unnoticed. A shard without a digest (``rows-*.parquet`` of another program, or of
+The name of a shard of ours, ``rows-000001-<SHA-256 of its bytes>.parquet``, is checked before Arrow sees a byte, and
+its metadata says what ``meta.json`` must say. A shard without a digest (``rows-*.parquet`` of another program, or of
 nex-vllm 0.1.0) is opened with Arrow's own limits and the checksums of its pages, at its owner's risk.
 """
 
@@ -122,8 +121,8 @@ def write_shard(directory: Path, number: int, responses: Sequence[ResponseRows],
 def index_shard(path: Path, meta: CacheMeta) -> ShardIndex:
     """Check a shard's digest, where its name has one, and read which responses it holds.
 
-    Raises `InputError` where the bytes are not those of the digest, it was not recorded as ``meta`` says, it is not a
-    sound Parquet file with all columns, or the rows of a response are apart from each other or out of order.
+    Raises `InputError` for other bytes, another ``meta``, no sound Parquet file with all columns, or rows of a response
+    that are apart from each other or out of order.
     """
     require_regular_file(path, "a shard of an activation cache")
     number, digest = parse_shard_name(path)
@@ -131,15 +130,12 @@ def index_shard(path: Path, meta: CacheMeta) -> ShardIndex:
     with _reading(path) as handle:
         if digest is not None:
             if hashlib.file_digest(handle, "sha256").hexdigest() != digest:
-                raise InputError(
-                    f"{path} was changed or damaged after it was written (its sha256 is not the one in its name); "
-                    f"{_REMEDY}"
-                )
+                raise InputError(f"{path} was changed or damaged: its sha256 is not the one in its name; {_REMEDY}")
             stated = (pq.ParquetFile(handle).schema_arrow.metadata or {}).get(_META_KEY)
             if stated is not None and convert(json.loads(stated), CacheMeta, str(path)) != meta:
                 raise InputError(
-                    f"{path} was recorded as {stated.decode()}, but meta.json says otherwise: it was changed or "
-                    "damaged, or this shard is of another cache; put the right file back"
+                    f"{path} was recorded as {stated.decode()}, but meta.json, which was changed or is of another "
+                    "cache, says otherwise; put the right file back"
                 )
         for response, columns in _responses(handle, ["response", "row", "tokens"], _INDEX_BATCH_ROWS):
             if response in num_tokens:

@@ -146,10 +146,8 @@ def _check_digest(path: StrPath, file: WeightsFile, strings: dict[str, str]) -> 
         renamed = (len(name) == len(_DIGEST) and re.fullmatch("[0-9a-f]{64}", strings[name]) for name in strings)
         sound = not file.meta.created_with.startswith(_OURS) and not any(renamed)
     if not sound:
-        raise InputError(
-            f"{path} was changed or damaged after it was written (its sha256 differs or is gone); copy it again or "
-            "calibrate again"
-        )
+        problem = "was changed or damaged after it was written (its sha256 differs or is gone)"
+        raise InputError(f"{path} {problem}; copy it again or calibrate again")
 
 
 def _check_arrays(file: WeightsFile, where: str) -> None:
@@ -165,6 +163,4 @@ def _check_arrays(file: WeightsFile, where: str) -> None:
         raise InputError(f"{where} has {wrong[1]}; calibrate again")
     bad = ~(np.abs(weights) <= 1)  # written so that NaN is bad too
     if bad.any():
-        raise InputError(
-            f"{where} has a weight {weights[bad][0]}, expected finite numbers from -1 to 1; calibrate again"
-        )
+        raise InputError(f"{where} has a weight {weights[bad][0]}, expected -1 to 1; calibrate again")

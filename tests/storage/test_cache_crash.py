@@ -165,8 +165,8 @@ def test_unlisted_shard_is_moved_aside_and_a_half_listed_one_stays(
         assert writer.finished == set(RESPONSES[:4])
         third = sorted(name for name in before if name.startswith("rows-"))[2]
         assert writer.notices == [
-            f"{directory / third}: none of its responses is in responses.jsonl, as after a run that was killed; it is "
-            f"kept as orphaned-{third}, and its responses are recorded again"
+            f"{directory / third}: none of its responses is in responses.jsonl, as after a kill; it is kept as "
+            f"orphaned-{third}, and its responses are recorded again"
         ]
     after = _contents(directory)
     assert after.pop(f"orphaned-{third}") == before.pop(third)

@@ -259,8 +259,8 @@ def test_our_shard_is_checked_against_its_digest_before_arrow_opens_it(
     monkeypatch.setattr(pq, "ParquetFile", unreached)
     message = refusal(CacheReader, tmp_path / "c")
     assert message == (
-        f"{shard} was changed or damaged after it was written (its sha256 is not the one in its name); delete this "
-        "file and record again to replace its responses"
+        f"{shard} was changed or damaged: its sha256 is not the one in its name; delete this file and record again to "
+        "replace its responses"
     )
 
 
@@ -284,7 +284,7 @@ def test_bad_meta_is_refused_and_so_is_what_is_no_cache(tmp_path: Path) -> None:
         ({name: value for name, value in META.items() if name != "top_k"}, "missing required field `top_k`"),
         (META | {"top_k": "20"}, "`top_k`: expected `int`, got `str`"),
         (META | {"num_layers": 1025}, "`num_layers`: expected `int` <= 1024"),
-        (META | {"model": "m" * (1 << 20)}, "bytes, more than the 1048576"),
+        (META | {"model": "m" * (1 << 20)}, "bytes, but the meta.json of .* has at most 1048576"),
     ]
     directory = _foreign_cache(tmp_path / "c")
 
@@ -311,7 +311,7 @@ def test_bad_line_of_the_list_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         ('{"id": "c", "token_ids": [1, "2"]}', r"`token_ids\[1\]`: expected `int`, got `str`"),
         (sealed.replace('"id":"c"', '"id":"d"'), changed),
         (sealed.replace('"sha256"', '"sha 56"').replace('"id":"c"', '"id":"d"'), changed),
-        ("x" * 2000, "the line is longer than 1000 bytes"),
+        ("x" * 2000, "the line has more than 1000 bytes"),
     ]
 
     def read_with(line: str) -> None:

@@ -105,8 +105,8 @@ def test_unusable_directories_and_caches_of_another_kind_are_refused_and_left_as
         (cache, {"model_fingerprint": "e" * 32}, f"from 'tiny' with model_fingerprint '{'f' * 32}', not '{'e' * 32}'"),
         (cache, {"top_k": 0}, "the cache to be written: `top_k`: expected `int` >= 1"),
         (cache, {"num_layers": 1025}, "`num_layers`: expected `int` <= 1024"),
-        (no_list, {}, r"responses.jsonl does not exist, so nothing tells which"),
-        (thesis, {}, r"is not empty and not an activation cache \(it has 'thesis.tex'"),
+        (no_list, {}, r"responses.jsonl does not exist, so nothing tells what is finished"),
+        (thesis, {}, "is no cache: it has 'thesis.tex' but no meta.json; give an empty directory"),
         (
             tmp_path / "nowhere" / "c",
             {},

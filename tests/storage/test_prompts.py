@@ -113,7 +113,7 @@ def test_line_beyond_the_bound_and_what_is_no_file_of_prompts_are_refused(
 ) -> None:
     monkeypatch.setattr(prompts, "MAX_LINE_BYTES", 100)
     contents = {
-        b'{"prompt": "a"}\n{"prompt": "%b"}\n' % (b"a" * 200): "in.jsonl:2: the line is longer than 100 bytes",
+        b'{"prompt": "a"}\n{"prompt": "%b"}\n' % (b"a" * 200): "in.jsonl:2: the line has more than 100 bytes",
         b"": "in.jsonl is empty, expected a prompts file",
         b"\n \n": "is empty",
         b"\xef\xbb\xbf": "is empty",
