@@ -20,7 +20,7 @@ from nex_vllm.storage.files import (
     check_format,
     convert,
     decode_object,
-    read_json_object,
+    read_bounded,
 )
 from nex_vllm.storage.metadata import CacheMeta
 from nex_vllm.storage.prompts import Text, TokenId, bounded_lines
@@ -178,7 +178,7 @@ def read_cache_meta(directory: Path) -> CacheMeta:
     if not path.exists():
         state = "has no meta.json" if directory.is_dir() else "is a file" if directory.exists() else "does not exist"
         raise InputError(f"{directory} is not an activation cache: it {state}; give the directory of one")
-    found = read_json_object(path, 1 << 20, _WHAT)
+    found = decode_object(read_bounded(path, 1 << 20, _WHAT), str(path), dict[str, Any])
     check_format(found.get("format"), CACHE_FORMAT, path, _WHAT)
     return convert(found, CacheMeta, str(path))
 

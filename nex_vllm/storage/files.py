@@ -54,15 +54,21 @@ def require_regular_file(path: StrPath, what: str, limit: int | None = None) -> 
         raise InputError(f"{path} has {status.st_size} bytes, but {what} has at most {limit}; give the path of {what}")
 
 
+def read_bounded(path: StrPath, limit: int, what: str) -> bytes:
+    """Return the bytes of the regular file ``path``; `InputError` before more than ``limit`` are read."""
+    require_regular_file(path, what, limit)
+    with as_input_error(f"{path} cannot be read", f"give the path of {what}"), Path(path).open("rb") as handle:
+        return handle.read(limit)
+
+
 def read_json_object(path: StrPath, limit: int, what: str) -> dict[str, Any]:
     """Return the JSON object in the file ``path``, which may have Infinity and NaN, as some models' config.json has.
 
     Raises `InputError` where there is no such file, it is larger than ``limit`` bytes, or not a JSON object.
     """
-    require_regular_file(path, what, limit)
+    data = read_bounded(path, limit, what)
     with as_input_error(f"{path} is not {what}", "expected a file with one JSON object", ValueError, RecursionError):
-        with Path(path).open("rb") as handle:
-            value = json.loads(handle.read(limit))
+        value = json.loads(data)
         if not isinstance(value, dict):
             raise ValueError(f"it is a {type(value).__name__}")
     return value

@@ -277,8 +277,9 @@ def test_meta_that_was_changed_and_shards_of_another_cache_are_refused(tmp_path:
 
 def test_bad_meta_is_refused_and_so_is_what_is_no_cache(tmp_path: Path) -> None:
     cases: list[tuple[Any, str]] = [
-        ("", "meta.json is not the meta.json of a nex-vllm .*; expected a file with one JSON object"),
-        ("[]", "it is a list"),
+        ("", "meta.json: expected one JSON object, but"),
+        ("[]", "expected `object`, got `array`"),
+        (META | {"model": "\ud800"}, "half of a surrogate pair"),
         ({}, "is not the meta.json of .* its format is None, expected 'nex-cache/1'"),
         (META | {"format": "nex-cache/2"}, "has format 'nex-cache/2', .*upgrade nex-vllm"),
         ({name: value for name, value in META.items() if name != "top_k"}, "missing required field `top_k`"),
