@@ -173,6 +173,9 @@ def test_hostile_header_every_truncation_and_what_is_no_file_are_refused(tmp_pat
         (announcing(-1), b""),
         (announcing(10), b"\0" * 40),  # both tensors at the same place
         (announcing(5) | {"keys": None}, b""),
+        # Types that numpy does not have.
+        (announcing(10) | {"keys": {"dtype": "BF16", "shape": [20], "data_offsets": [40, 80]}}, b"\0" * 80),
+        (announcing(10) | {"keys": {"dtype": "F8_E4M3", "shape": [40], "data_offsets": [40, 80]}}, b"\0" * 80),
     ]
     path, words = tmp_path / "w", "is not a sound safetensors file"
     assert_refused((header, partial(load_weights, _header(path, header, data)), words) for header, data in headers)
