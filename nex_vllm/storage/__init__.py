@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nex_vllm.storage.atomic import atomic_output, check_writable_output, refuse_output_inside, write_atomically
-from nex_vllm.storage.cache_format import CachedResponse
 from nex_vllm.storage.files import abbreviate, error_reason, read_json_object
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.metadata import CacheMeta, WeightsMeta
@@ -17,7 +16,7 @@ from nex_vllm.storage.prompts import GivenResponse, Prompt, read_prompts, read_r
 from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights, save_weights
 
 if TYPE_CHECKING:
-    from nex_vllm.storage.cache_reader import CacheReader
+    from nex_vllm.storage.cache_reader import CachedResponse, CacheReader
     from nex_vllm.storage.cache_writer import CacheWriter
 
 __all__ = [
@@ -44,7 +43,7 @@ __all__ = [
     "write_atomically",
 ]
 
-_LATER = {"CacheReader": "cache_reader", "CacheWriter": "cache_writer"}
+_LATER = {"CachedResponse": "cache_reader", "CacheReader": "cache_reader", "CacheWriter": "cache_writer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,16 +6,27 @@ import contextlib
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from nex_vllm.errors import InputError, NexError
-from nex_vllm.storage.files import StrPath, error_reason
+from nex_vllm.storage.files import StrPath, as_input_error, error_reason
 
+# Ends the name of every unfinished file, so that what a killed process left can be recognised and removed.
 TEMPORARY_SUFFIX = ".nex-tmp"
-"""Ends the name of every unfinished file, so that what a killed process left can be recognised and removed."""
+
+
+@contextlib.contextmanager
+def as_write_error(path: StrPath) -> Iterator[None]:
+    """Turn an `OSError` into a `NexError` about the output ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise NexError(
+            f"{path} could not be written ({error_reason(error)}); what was finished before is kept: free space, or "
+            "give another path, and try again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -23,31 +34,22 @@ def atomic_output(path: StrPath) -> Iterator[BinaryIO]:
     """Open a binary file that becomes ``path`` when the block ends, and vanishes when the block fails.
 
     The bytes are forced to disk under a hidden name in the same directory and only then take the name: a reader, or a
-    crash, sees the old file or the whole new one. An existing file is replaced, see :func:`check_writable_output`.
-
-    Raises:
-        NexError: the file could not be written (disk full, directory gone); nothing new is left behind.
+    crash, sees the old file or the whole new one. Raises `NexError` where that fails (disk full, directory gone).
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-    try:
-        # Not tempfile.mkstemp: its files are private (0600) whatever the user's umask says.
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise _write_failure(path, error) from error
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(target)
-        sync_directory(target.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise _write_failure(path, error) from error
-        raise
+    target, temporary = Path(path), _temporary(path)
+    with as_write_error(path):
+        try:
+            # Not of tempfile, whose files are private (0600) whatever the user's umask says.
+            with temporary.open("xb") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            temporary.replace(target)
+            sync_directory(target.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def write_atomically(path: StrPath, data: bytes) -> None:
@@ -73,60 +75,34 @@ def refuse_output_inside(path: StrPath, source: StrPath) -> None:
     """Raise `InputError` for an output that is the file ``source``, also by a link, or lies in that directory."""
     target, read = Path(path).resolve(), Path(source).resolve()
     if target.is_relative_to(read) or (target.exists() and read.exists() and target.samefile(read)):
-        where = f"inside {source}, which" if read.is_dir() else f"the file {source}, which"
-        raise InputError(f"the output {path} is {where} is read; give a path outside of what is read")
+        where = "inside" if read.is_dir() else "the file"
+        raise InputError(f"the output {path} is {where} {source}, which is read; give a path outside of what is read")
 
 
 def check_writable_output(path: StrPath, force: bool = False, source: StrPath | None = None) -> None:
     """Refuse an output path that could not be written at the end, before the long work that leads there.
 
-    Args:
-        path: where the output will go.
-        force: whether an existing regular file may be replaced.
-        source: a file or directory that the work reads, see :func:`refuse_output_inside`.
-
-    Raises:
-        InputError: the file exists and ``force`` is off; a directory or a device has the name; the parent
-            directory is missing, is a file, or takes no new file; the path is empty or ``-``.
+    Raises `InputError` where the path is empty or ``-``, lies in what the work reads (``source``), is no regular file,
+    exists and ``force`` is off, or where its directory is missing or takes no new file.
     """
     if os.fspath(path) in {"", "-"}:
-        raise InputError(
-            f"the output is {os.fspath(path)!r}, expected the name of a file; nothing is written to standard output"
-        )
+        raise InputError(f"the output is {os.fspath(path)!r}, expected a file; standard output is not written to")
     if source is not None:
         refuse_output_inside(path, source)
     target = Path(path)
-    try:
-        mode = target.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:
-        raise InputError(f"the output {path} cannot be looked at: {error_reason(error)}; give another path") from None
-    else:
-        if stat.S_ISDIR(mode):
-            raise InputError(f"the output {path} is a directory; give the name of a file in it")
-        if not stat.S_ISREG(mode):
-            raise InputError(f"the output {path} exists and is not a regular file; give another name")
-        if not force:
-            raise InputError(f"the output {path} already exists; give another name, or --force to replace it")
-    parent = target.parent
-    if not parent.exists():
-        raise InputError(f"the directory {parent} of the output {path} does not exist; create it first")
-    if not parent.is_dir():
-        raise InputError(f"{parent} is a file, so the output {path} cannot go into it; give another path")
-    # Tried, not asked: access() says yes to root, and on a read-only or full-of-inodes file system.
-    probe = parent / f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    try:
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    remedy = "give a path in a directory that exists and that you can write to"
+    with as_input_error(f"the output {path} cannot be written", remedy, ValueError):
+        if target.exists() and not (force and target.is_file()):
+            kind = "already exists" if target.is_file() else "is a directory" if target.is_dir() else "is not a file"
+            advice = ", or --force to replace it" if target.is_file() else ""
+            raise InputError(f"the output {path} {kind}; give another name{advice}")
+        # Tried, not asked: access() says yes to root, and on a read-only or full-of-inodes file system.
+        probe = _temporary(path)
+        probe.open("xb").close()
         probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"the directory {parent} of the output {path} takes no new file ({error_reason(error)}); "
-            "give a path in a directory you can write to"
-        ) from None
 
 
-def _write_failure(path: StrPath, error: OSError) -> NexError:
-    return NexError(
-        f"{path} could not be written ({error_reason(error)}); free space or give another path, then try again"
-    )
+def _temporary(path: StrPath) -> Path:
+    """Return a new hidden name beside ``path``."""
+    target = Path(path)
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")

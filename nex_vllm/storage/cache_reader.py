@@ -1,16 +1,52 @@
-"""Reading an activation cache, one response at a time."""
+"""Reading an activation cache (format nex-cache/1), one response at a time."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.errors import InputError, NexError
-from nex_vllm.storage.cache_format import LIST_NAME, META_NAME, CachedResponse, read_cache_meta, read_list
-from nex_vllm.storage.files import StrPath, abbreviate
+from nex_vllm.storage.files import (
+    StrPath,
+    abbreviate,
+    as_input_error,
+    check_format,
+    convert,
+    decode_object,
+    read_bounded,
+)
 from nex_vllm.storage.metadata import CacheMeta
-from nex_vllm.storage.shards import ShardIndex, index_shard, parse_shard_name, read_shard, shard_paths
+from nex_vllm.storage.prompts import Text, TokenId, bounded_lines
+from nex_vllm.storage.shards import ShardIndex, index_shard, read_shard
+
+CACHE_FORMAT = "nex-cache/1"
+META_NAME = "meta.json"
+LIST_NAME = "responses.jsonl"
+
+_WHAT = "the meta.json of a nex-vllm activation cache"
+_SEAL = re.compile(rb',"([^"]{6})":"([^"]{64})"\}$')
+
+
+@dataclass(frozen=True, slots=True)
+class CachedResponse:
+    """One finished response, a line of ``responses.jsonl``; a foreign cache may lack all but the ``id``.
+
+    There is one token id for each recorded position. The prompt was text (``prompt``) or a chat (``messages``).
+    """
+
+    id: Text
+    text: str | None = None
+    token_ids: list[TokenId] | None = None
+    finish_reason: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
 
 
 class CacheReader:
@@ -19,38 +55,26 @@ class CacheReader:
     A response counts when it is listed in ``responses.jsonl`` and all its rows are there; what a killed run left beside
     them is passed over. A cache from elsewhere that has no ``responses.jsonl`` counts every response of its shards.
 
-    No kill leaves a response that is listed but has no rows: its shard was deleted or moved. Such responses are in
-    ``missing`` and nowhere else; :meth:`check_complete` refuses a cache that has any.
+    Opening checks the list and all shards, so damage is found before long work. Memory is bounded by the ids, one
+    response, and one batch of rows.
 
-    Opening reads the list, checks every shard against the digest in its name, and reads its small columns: a damaged
-    shard is found before long work. Memory is bounded by the ids, one response, and one batch of rows.
-
-    Attributes:
-        directory: the cache.
-        meta: how it was recorded.
-        shards: in the order in which they were written.
-        num_listed: responses in ``responses.jsonl``; None where a foreign cache has no such file.
-        missing: ids of the responses that are listed but whose rows are gone.
-        finished: ids of the responses that count.
-
-    Raises:
-        InputError: on opening or while reading, where a file breaks the format; the message names it.
+    ``num_listed`` is the number of responses in ``responses.jsonl`` (None without that file), ``finished`` has the ids
+    of the responses that count, and ``missing`` those that are listed but whose rows are gone, which no kill leaves.
+    Raises `InputError` that names the file, on opening or while reading, where one breaks the format.
     """
 
     def __init__(self, directory: StrPath) -> None:
         self.directory = Path(directory)
-        self.meta: CacheMeta = read_cache_meta(self.directory)
+        self.meta = read_cache_meta(self.directory)
         # The list before the shards: a run that adds meanwhile makes the shard first, so what is listed has its rows.
-        path = self.directory / LIST_NAME
-        entries = read_list(path) if path.exists() else None
-        listed = (
-            None if entries is None else {entry.id: (len(entry.token_ids or ()), seal) for _, entry, seal in entries}
-        )
-        self.shards: list[ShardIndex] = [index_shard(path, self.meta) for path in shard_paths(self.directory)]
+        listed: dict[str, tuple[int, bool]] | None = None
+        if (self.directory / LIST_NAME).exists():
+            listed = {found.id: (len(found.token_ids or ()), sealed) for _, found, sealed in read_list(self.directory)}
+        self.shards = [index_shard(path, self.meta) for path in sorted(self.directory.glob("rows-*.parquet"))]
         self._shard_of = _locate(self.shards, listed)
-        self.num_listed: int | None = None if listed is None else len(listed)
-        self.missing: tuple[str, ...] = tuple(name for name in listed or () if name not in self._shard_of)
-        self.finished: frozenset[str] = frozenset(self._shard_of)
+        self.num_listed = None if listed is None else len(listed)
+        self.missing = tuple(name for name in listed or () if name not in self._shard_of)
+        self.finished = frozenset(self._shard_of)
 
     def __len__(self) -> int:
         """Number of finished responses: those whose rows can be read."""
@@ -58,16 +82,11 @@ class CacheReader:
 
     @property
     def size_on_disk(self) -> int:
-        """Bytes of the cache's files."""
-        paths = [self.directory / META_NAME, self.directory / LIST_NAME, *(shard.path for shard in self.shards)]
-        return sum(path.stat().st_size for path in paths if path.exists())
+        """Bytes of the cache's files, those that were moved aside included."""
+        return sum(path.stat().st_size for path in self.directory.glob("[!.]*"))
 
     def check_complete(self) -> None:
-        """Refuse a cache in which rows of listed responses are missing.
-
-        Raises:
-            NexError: both counts are named.
-        """
+        """Raise `NexError` with both counts where rows of listed responses are missing."""
         if self.missing:
             raise NexError(
                 f"the cache {self.directory} lists {self.num_listed} responses, but has the rows of {len(self)} only "
@@ -76,15 +95,10 @@ class CacheReader:
             )
 
     def responses(self) -> Iterator[CachedResponse]:
-        """Yield the finished responses in the order in which they finished.
-
-        Raises:
-            InputError: the cache has no ``responses.jsonl``.
-        """
-        path = self.directory / LIST_NAME
-        if not path.exists():
-            raise InputError(f"{path} does not exist, so the cache has no texts; its rows can be read without them")
-        for _, response, _ in read_list(path):
+        """Yield the finished responses in the order in which they finished; `InputError` where there is no list."""
+        if not (self.directory / LIST_NAME).exists():
+            raise InputError(f"{self.directory} has no {LIST_NAME}, so no texts; its rows can be read without them")
+        for _, response, _ in read_list(self.directory):
             if response.id in self.finished:
                 yield response
 
@@ -103,30 +117,80 @@ def _locate(shards: list[ShardIndex], listed: dict[str, tuple[int, bool]] | None
     """Return the shard of each response that counts; ``listed``: id -> (tokens, 0 where unknown; line has a sha256).
 
     A kill between a shard and its lines leaves rows that do not count, and the next run records those responses again:
-    of two shards of ours the later one counts. Raises `InputError` where both are another program's, where a response
-    has rows for another number of tokens than its line, or a shard of ours and a line without a sha256.
+    of two shards of ours the later one counts. Raises `InputError` where the later is another program's, where a
+    response has rows for another number of tokens than its line, or a shard of ours and a line without a sha256.
     """
     found: dict[str, ShardIndex] = {}
     for shard in shards:
         for response in shard.num_tokens:
             if listed is None or response in listed:
-                if response in found and parse_shard_name(shard.path)[1] is None:
-                    raise InputError(
-                        f"{shard.path}: response {abbreviate(response)} is in {found[response].path.name} too; delete "
-                        "one of the two"
-                    )
+                if response in found and not shard.has_digest:
+                    other = found[response].path.name
+                    raise InputError(f"{shard.path}: response {abbreviate(response)} is in {other} too; delete one")
                 found[response] = shard
     for response, shard in found.items():
         expected, is_sealed = (listed or {}).get(response, (0, True))
-        tokens = shard.num_tokens[response]
-        if not is_sealed and parse_shard_name(shard.path)[1] is not None:
+        if shard.has_digest and not is_sealed:
             raise InputError(
                 f"{shard.path.with_name(LIST_NAME)}: the line of response {abbreviate(response)} was changed or "
                 "damaged after it was written (its sha256 is gone); delete the line and record again"
             )
-        if expected and expected != tokens:
+        if expected and expected != shard.num_tokens[response]:
             raise InputError(
-                f"{shard.path}: response {abbreviate(response)} has rows for {tokens} tokens, but {LIST_NAME} lists "
-                f"{expected}; delete this file and record again to replace its responses"
+                f"{shard.path}: response {abbreviate(response)} has rows for {shard.num_tokens[response]} tokens, but "
+                f"{LIST_NAME} lists {expected}; delete this file and record again"
             )
     return found
+
+
+def encode_response(response: CachedResponse) -> bytes:
+    """Return a line of the list, whose last member ``sha256`` covers the text of the object without it."""
+    text = msgspec.json.encode(asdict(response))
+    for separator in "\x85\u2028\u2029":  # line ends to some readers of JSON lines
+        text = text.replace(separator.encode(), b"\\u%04x" % ord(separator))
+    return b'%b,"sha256":"%b"}\n' % (text[:-1], hashlib.sha256(text).hexdigest().encode())
+
+
+def read_list(directory: Path) -> Iterator[tuple[bytes, CachedResponse, bool]]:
+    """Yield (line as it stands, response, whether the line has a sha256) for every whole line of the list.
+
+    A last line without its newline is a torn one and passed over. Raises `InputError` with ``FILE:LINE`` for a line
+    that is not a response, was changed, or whose id was there before.
+    """
+    path, seen = directory / LIST_NAME, set()
+    with as_input_error(f"{path} cannot be read", "make it readable"), path.open("rb") as handle:
+        for number, line in bounded_lines(handle, path):
+            if not line.endswith(b"\n"):
+                return
+            if line.strip():
+                where = f"{path}:{number}"
+                text, is_sealed = _unseal(line, where)
+                response = decode_object(text, where, CachedResponse)
+                if response.id in seen:
+                    raise InputError(f"{where}: response {abbreviate(response.id)} is listed twice; delete one line")
+                seen.add(response.id)
+                yield line, response, is_sealed
+
+
+def read_cache_meta(directory: Path) -> CacheMeta:
+    """Return the content of ``meta.json``, of which entries that the format does not know are ignored."""
+    path = directory / META_NAME
+    if not path.exists():
+        state = "has no meta.json" if directory.is_dir() else "is a file" if directory.exists() else "does not exist"
+        raise InputError(f"{directory} is not an activation cache: it {state}; give the directory of one")
+    found = decode_object(read_bounded(path, 1 << 20, _WHAT), str(path), dict[str, Any])
+    check_format(found.get("format"), CACHE_FORMAT, path, _WHAT)
+    return convert(found, CacheMeta, str(path))
+
+
+def _unseal(line: bytes, where: str) -> tuple[bytes, bool]:
+    """Return the text of a line without its sha256, and whether it had one; `InputError` where the text differs."""
+    text = line.rstrip()
+    found = _SEAL.search(text, max(0, len(text) - 96))
+    # Damage may hit the member's name: six characters before 64 hexadecimal digits are a sha256 all the same.
+    if found is None or (found[1] != b"sha256" and not re.fullmatch(b"[0-9a-f]{64}", found[2])):
+        return text, False
+    body = text[: found.start()] + b"}"
+    if found[1] != b"sha256" or found[2] != hashlib.sha256(body).hexdigest().encode():
+        raise InputError(f"{where} was changed or damaged after it was written (its sha256 differs); record again")
+    return body, True

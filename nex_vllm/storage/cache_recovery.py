@@ -3,51 +3,49 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import TEMPORARY_SUFFIX, atomic_output, sync_directory, write_atomically
-from nex_vllm.storage.cache_format import LIST_NAME, META_NAME, check_continues, read_list, write_cache_meta
-from nex_vllm.storage.cache_reader import CacheReader
+from nex_vllm.storage.cache_reader import CACHE_FORMAT, LIST_NAME, META_NAME, CacheReader, read_list
+from nex_vllm.storage.files import abbreviate
 from nex_vllm.storage.metadata import CacheMeta
-from nex_vllm.storage.shards import parse_shard_name
 
 LOCK_NAME = ".lock"
 _ASIDE = "orphaned-"
 
 
-def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[CacheMeta, frozenset[str], list[str]]:
+def create_or_recover(directory: Path, meta: CacheMeta) -> tuple[CacheReader, list[str]]:
     """Make ``directory`` a cache that can be added to; the caller holds the lock.
 
     A kill can leave one shard none of whose responses is listed: it is moved aside, to a name that no reader looks at.
     Lines of the list whose rows are gone are moved aside too, so that these responses can be recorded again. Each step
     leaves the set of finished responses as it was, so a kill in between only leaves work for the next time.
 
-    Returns:
-        What meta.json says, the ids of the finished responses, and a sentence for each thing that was moved aside.
-
-    Raises:
-        InputError: the directory holds something else, or a cache of another kind, or a damaged one, or one with more
-            unlisted shards than a kill can leave.
-        NexError: writing failed.
+    Returns the cache, and a sentence for each thing that was moved aside. Raises `InputError` where the directory holds
+    something else, a cache of another kind, a damaged one, or one with more unlisted shards than a kill can leave.
     """
     for unfinished in directory.glob(f".*{TEMPORARY_SUFFIX}"):
         unfinished.unlink()
     if not (directory / META_NAME).exists():
         _create(directory, meta)
-        return meta, frozenset(), []
     if not (directory / LIST_NAME).exists():
         raise InputError(
-            f"{directory / LIST_NAME} does not exist, so nothing tells which responses are finished; put it back, or "
-            "record into another directory"
+            f"{directory / LIST_NAME} does not exist, so nothing tells what is finished; put it back, or use another "
+            "directory"
         )
     cache = CacheReader(directory)
-    check_continues(directory, cache.meta, meta)
-    notices = _set_unlisted_shards_aside(cache)
-    if cache.missing:
-        notices.append(_set_lines_without_rows_aside(cache))
-    _keep_whole_lines(cache)
-    return cache.meta, cache.finished, notices
+    for field in fields(CacheMeta):
+        there, here = getattr(cache.meta, field.name), getattr(meta, field.name)
+        # The same model can be reached by several paths, so its name may differ.
+        if field.name != "model" and there != here:
+            raise InputError(
+                f"the cache {directory} was recorded from {abbreviate(cache.meta.model)} with {field.name} "
+                f"{abbreviate(there)}, not {abbreviate(here)}; record into another directory, or in the same way"
+            )
+    return cache, _set_unlisted_shards_aside(cache) + _set_lines_without_rows_aside(cache)
 
 
 def _create(directory: Path, meta: CacheMeta) -> None:
@@ -55,50 +53,46 @@ def _create(directory: Path, meta: CacheMeta) -> None:
     # A run killed right here leaves the lock and an empty list: still ours to take.
     others = sorted(entry.name for entry in directory.iterdir() if entry.name not in {LOCK_NAME, LIST_NAME})
     if others or (path.exists() and path.stat().st_size > 0):
-        raise InputError(
-            f"{directory} is not empty and not an activation cache (it has {(others or [LIST_NAME])[0]!r} but no "
-            f"{META_NAME}); give a new or an empty directory"
-        )
+        found = (others or [LIST_NAME])[0]
+        raise InputError(f"{directory} is no cache: it has {found!r} but no {META_NAME}; give an empty directory")
     # The list before meta.json: whatever is a cache has its list, so a missing one is never taken for a new one.
     path.touch()
-    write_cache_meta(directory, meta)
+    text = json.dumps({"format": CACHE_FORMAT, **asdict(meta)}, indent=2)
+    write_atomically(directory / META_NAME, f"{text}\n".encode())
 
 
 def _set_unlisted_shards_aside(cache: CacheReader) -> list[str]:
-    unlisted = [shard.path for shard in cache.shards if cache.finished.isdisjoint(shard.num_tokens)]
+    unlisted = [shard for shard in cache.shards if cache.finished.isdisjoint(shard.num_tokens)]
     # A commit that is tried again after a full disk may leave two files, of the same number.
-    if len({parse_shard_name(path)[0] for path in unlisted}) > 1:
+    if len({shard.number for shard in unlisted}) > 1:
         raise InputError(
-            f"the cache {cache.directory} has {len(unlisted)} shards ({unlisted[0].name} and others) none of whose "
-            f"responses is in {LIST_NAME}, and a killed run leaves at most one: put the list back, or record into "
-            "another directory"
+            f"the cache {cache.directory} has {len(unlisted)} shards with no response that is in {LIST_NAME}, and a "
+            "killed run leaves at most one: put the list back, or record into another directory"
         )
-    for path in unlisted:
-        path.rename(path.with_name(_ASIDE + path.name))
+    notices = []
+    for shard in unlisted:
+        aside = shard.path.rename(shard.path.with_name(_ASIDE + shard.path.name))
         sync_directory(cache.directory)
-    return [
-        f"{path}: none of its responses is in {LIST_NAME}, as after a run that was killed; it is kept as "
-        f"{_ASIDE}{path.name}, and its responses are recorded again"
-        for path in unlisted
-    ]
+        notices.append(
+            f"{shard.path}: none of its responses is in {LIST_NAME}, as after a kill; it is kept as {aside.name}, and "
+            "its responses are recorded again"
+        )
+    return notices
 
 
-def _set_lines_without_rows_aside(cache: CacheReader) -> str:
-    lines = b"".join(
-        line for line, response, _ in read_list(cache.directory / LIST_NAME) if response.id in cache.missing
-    )
-    aside = cache.directory / f"{_ASIDE}{hashlib.sha256(lines).hexdigest()[:16]}-{LIST_NAME}"
-    write_atomically(aside, lines)
-    return (
-        f"{cache.directory / LIST_NAME} lists {len(cache.missing)} responses whose rows are gone; their lines are kept "
-        f"as {aside.name}, and they are recorded again"
-    )
-
-
-def _keep_whole_lines(cache: CacheReader) -> None:
-    """Rewrite the list without a torn last line and without responses that have no rows, if it has any."""
-    path = cache.directory / LIST_NAME
-    kept = sum(len(line) for line, response, _ in read_list(path) if response.id in cache.finished)
+def _set_lines_without_rows_aside(cache: CacheReader) -> list[str]:
+    """Move aside the lines of responses that have no rows, and drop a torn last line."""
+    path, notices = cache.directory / LIST_NAME, []
+    if cache.missing:
+        lines = b"".join(line for line, response, _ in read_list(cache.directory) if response.id in cache.missing)
+        aside = cache.directory / f"{_ASIDE}{hashlib.sha256(lines).hexdigest()[:16]}-{LIST_NAME}"
+        write_atomically(aside, lines)
+        notices.append(
+            f"{path} lists {len(cache.missing)} responses whose rows are gone; their lines are kept as {aside.name}, "
+            "and they are recorded again"
+        )
+    kept = sum(len(line) for line, response, _ in read_list(cache.directory) if response.id in cache.finished)
     if kept != path.stat().st_size:
         with atomic_output(path) as handle:
-            handle.writelines(line for line, response, _ in read_list(path) if response.id in cache.finished)
+            handle.writelines(line for line, response, _ in read_list(cache.directory) if response.id in cache.finished)
+    return notices

@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.errors import InputError, NexError
-from nex_vllm.storage.cache_format import LIST_NAME, CachedResponse, encode_response
+from nex_vllm.storage.atomic import as_write_error
+from nex_vllm.storage.cache_reader import LIST_NAME, CachedResponse, encode_response
 from nex_vllm.storage.cache_recovery import LOCK_NAME, create_or_recover
-from nex_vllm.storage.convert import convert
-from nex_vllm.storage.files import StrPath, abbreviate, error_reason
+from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, convert
 from nex_vllm.storage.metadata import CacheMeta
 from nex_vllm.storage.prompts import MAX_LINE_BYTES
 from nex_vllm.storage.shards import parse_shard_name, write_shard
@@ -32,30 +32,22 @@ class _Batch:
     shard_number: int
     list_start: int
     pending: dict[str, tuple[bytes, ResponseRows]] = field(default_factory=dict)
-    pending_bytes: int = 0
 
 
 class CacheWriter(AbstractContextManager["CacheWriter", None]):
     """Create or continue a cache and add finished responses to it.
 
-    Responses gather in memory and are committed together: 64 of them, 32 MiB, or whatever there is when a response
-    comes more than two seconds after the last commit. A caller that then waits long for the next calls :meth:`flush`.
+    Responses gather in memory and are committed together: 64 of them, 32 MiB, or whatever there is when one comes two
+    seconds after the last commit. A caller that then waits long for the next calls :meth:`flush`.
 
     Why a kill or a power cut at any instant leaves a readable cache: first the shard is written under a hidden name,
     forced to disk, and renamed; then the lines are appended to ``responses.jsonl`` and forced to disk. Until its line
     is whole a response does not count, and readers pass over its rows; a torn line is the last and has no newline. So
     whatever is listed has its rows on disk, and a response counts once or not at all.
 
-    Args:
-        directory: of the cache; made where it is missing (its parent must exist).
-        meta: how rows are recorded; a cache that exists must have been recorded so too.
-
-    Attributes:
-        notices: a sentence for the user about each thing that was moved aside on opening (see `cache_recovery`).
-
-    Raises:
-        InputError: the directory is unusable, of another kind, damaged, or another process writes to it.
-        NexError: writing failed.
+    ``finished`` has the ids that are on disk, those of earlier runs included; ``notices`` a sentence for the user about
+    each thing that was moved aside on opening (see `cache_recovery`). Raises `InputError` where the directory is
+    unusable, holds something else, is damaged, or another process writes to it, and `NexError` where writing failed.
     """
 
     def __init__(self, directory: StrPath, meta: CacheMeta) -> None:
@@ -63,37 +55,32 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
         self.directory = Path(directory)
         self._lock = _locked(self.directory)
         try:
-            self.meta, finished, self.notices = create_or_recover(self.directory, meta)
-            self._finished = set(finished)
-            self._batch = _Batch(_next_shard_number(self.directory), (self.directory / LIST_NAME).stat().st_size)
-        except BaseException as error:
+            with as_write_error(self.directory):
+                cache, self.notices = create_or_recover(self.directory, meta)
+                # Shards that were moved aside keep their numbers.
+                numbers = [parse_shard_name(path)[0] for path in self.directory.glob("*rows-*.parquet")]
+                list_start = (self.directory / LIST_NAME).stat().st_size
+        except BaseException:
             self._lock.release()
-            if isinstance(error, OSError):
-                raise _failed(self.directory, error) from error
             raise
+        self.meta, self.finished = cache.meta, set(cache.finished)
+        self._batch = _Batch(max(numbers, default=-1) + 1, list_start)
         self._last_commit = time.monotonic()
-
-    @property
-    def finished(self) -> frozenset[str]:
-        """Ids of the responses that are on disk, those of earlier runs included."""
-        return frozenset(self._finished)
 
     def add(self, response: CachedResponse, rows: ResponseRows) -> None:
         """Add a finished response; its arrays are kept, not copied, until they are committed.
 
-        Raises:
-            InputError: the id was added before, the rows are not this response's, or they break the format.
-            NexError: a commit was due and failed (disk full); the response is kept for another try.
+        Raises `InputError` where the id was added before, the rows are not this response's, or they break the format,
+        and `NexError` where a commit was due and failed (disk full); the response is kept for another try.
         """
         if not self._lock.is_locked:
             raise NexError(f"the cache {self.directory} is closed; open it again to add to it")
         line = self._checked_line(response, rows)
-        batch = self._batch
-        batch.pending[response.id] = (line, rows)
-        batch.pending_bytes += rows.keys.nbytes + rows.masses.nbytes
+        pending = self._batch.pending
+        pending[response.id] = (line, rows)
         if (
-            len(batch.pending) >= COMMIT_RESPONSES
-            or batch.pending_bytes >= COMMIT_BYTES
+            len(pending) >= COMMIT_RESPONSES
+            or sum(waiting.keys.nbytes + waiting.masses.nbytes for _, waiting in pending.values()) >= COMMIT_BYTES
             or time.monotonic() - self._last_commit >= COMMIT_SECONDS
         ):
             self.flush()
@@ -102,21 +89,23 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
         """Commit what has gathered, so that it survives a power cut; after a `NexError` it can be called again."""
         batch = self._batch
         if batch.pending:
-            shard = write_shard(
-                self.directory, batch.shard_number, [rows for _, rows in batch.pending.values()], self.meta
-            )
-            lines = b"".join(line for line, _ in batch.pending.values())
-            try:
+            lines, rows = zip(*batch.pending.values(), strict=True)
+            shard = write_shard(self.directory, batch.shard_number, rows, self.meta)
+            text = b"".join(lines)
+            with as_write_error(self.directory):
                 for earlier in self.directory.glob(f"rows-{batch.shard_number:06d}-*.parquet"):
                     if earlier != shard:
                         earlier.unlink()  # of a try that failed; the new file has its rows too
-                self._append_to_list(batch.list_start, lines)
-            except OSError as error:
-                raise _failed(self.directory, error) from error
-            self._finished.update(batch.pending)
+                with (self.directory / LIST_NAME).open("r+b") as handle:
+                    handle.truncate(batch.list_start)
+                    handle.seek(batch.list_start)
+                    handle.write(text)
+                    handle.flush()
+                    os.fsync(handle.fileno())
+            self.finished.update(batch.pending)
             # One assignment is the whole step: after a failure, or a Ctrl-C, anywhere before it, the next try writes
             # the same shard and the same stretch of the list again, so that nothing is there twice.
-            self._batch = _Batch(batch.shard_number + 1, batch.list_start + len(lines))
+            self._batch = _Batch(batch.shard_number + 1, batch.list_start + len(text))
         self._last_commit = time.monotonic()
 
     def close(self) -> None:
@@ -133,63 +122,33 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
 
     def _checked_line(self, response: CachedResponse, rows: ResponseRows) -> bytes:
         where = f"the response {abbreviate(response.id)} for the cache {self.directory}"
-        if not response.id:
-            raise InputError(f"{where}: expected an id that is not empty")
-        if response.id in self._finished or response.id in self._batch.pending:
-            raise InputError(f"{where} is there already; give each response an id of its own")
-        if rows.response != response.id:
-            raise InputError(f"{where} came with the rows of {abbreviate(rows.response)}")
-        if not rows.num_rows:
-            raise InputError(f"{where} has no rows; a response without tokens is not recorded")
         rows.validate(self.meta.bounds)
-        if response.token_ids is None or len(response.token_ids) != rows.num_tokens:
-            have = "no" if response.token_ids is None else len(response.token_ids)
-            raise InputError(f"{where} has {have} token ids, but rows for {rows.num_tokens} tokens; expected as many")
-        try:
+        num_ids = len(response.token_ids or ())
+        for is_wrong, problem in (
+            (not response.id, "has an empty id; give each response an id of its own"),
+            (response.id in self.finished or response.id in self._batch.pending, "is there already"),
+            (rows.response != response.id, f"came with the rows of {abbreviate(rows.response)}"),
+            (not rows.num_rows, "has no rows; a response without tokens is not recorded"),
+            (num_ids != rows.num_tokens, f"has {num_ids} token ids, but rows for {rows.num_tokens} tokens"),
+        ):
+            if is_wrong:
+                raise InputError(f"{where} {problem}")
+        with as_input_error(f"{where} has half of a surrogate pair in a text", "give whole characters", UnicodeError):
             line = encode_response(response)
-        except UnicodeEncodeError:
-            raise InputError(f"{where}: a text has half of a surrogate pair, expected whole characters") from None
         if len(line) > MAX_LINE_BYTES:
             raise InputError(f"{where} takes {len(line)} bytes of text and tokens, expected at most {MAX_LINE_BYTES}")
         return line
 
-    def _append_to_list(self, start: int, lines: bytes) -> None:
-        # Unbuffered: after a full disk a buffer would try once more on closing, behind our back.
-        with (self.directory / LIST_NAME).open("r+b", buffering=0) as handle:
-            handle.truncate(start)
-            handle.seek(start)
-            rest = memoryview(lines)
-            while rest:
-                rest = rest[handle.write(rest) :]
-            os.fsync(handle.fileno())
-
 
 def _locked(directory: Path) -> FileLock:
     """Make the directory if it is missing and take its lock, which the kernel lets go when the process dies."""
-    try:
+    lock = FileLock(directory / LOCK_NAME, timeout=0, mode=0o666, thread_local=False)
+    problem = f"the cache {directory} cannot be made, written to or locked"
+    with as_input_error(problem, "give a directory whose parent exists and can be written to", NotImplementedError):
         directory.mkdir(exist_ok=True)
-        lock = FileLock(directory / LOCK_NAME, timeout=0, mode=0o666, thread_local=False)
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"another process is writing to the cache {directory}; wait until it ends, or give another directory"
-        ) from None
-    except FileExistsError:
-        raise InputError(f"{directory} is a file, expected the directory of an activation cache") from None
-    except FileNotFoundError:
-        raise InputError(f"the directory {directory.parent} does not exist; create it first") from None
-    except (OSError, NotImplementedError) as error:
-        raise InputError(
-            f"the directory {directory} cannot be made, written to or locked ({error_reason(error)}); give another path"
-        ) from None
+        try:
+            lock.acquire()
+        except Timeout:
+            problem = f"another process is writing to the cache {directory}"
+            raise InputError(f"{problem}; wait until it ends, or give another directory") from None
     return lock
-
-
-def _next_shard_number(directory: Path) -> int:
-    return max((parse_shard_name(path)[0] + 1 for path in directory.glob("*rows-*.parquet")), default=0)
-
-
-def _failed(path: Path, error: OSError) -> NexError:
-    return NexError(
-        f"{path} could not be written ({error_reason(error)}); what was finished is kept, free space and go on"
-    )

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta
 
 from nex_vllm.algorithm.rows import MAX_LAYER_WIDTH, MAX_LAYERS, MAX_ROW_TOKENS, RowBounds
 
+# A JSON number that every reader can hold.
 Count = Annotated[int, Meta(ge=0, lt=1 << 59)]
-"""A JSON number that every reader can hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingMeta:
-    """The model and how rows were recorded from it.
-
-    Attributes:
-        model: name or path of the model as it was given, for people.
-        model_fingerprint: see `nex_vllm.storage.model_fingerprint`, for the check.
-        num_layers: decoder layers of the model, at most 1,024.
-        intermediate_size: units per layer, at most 65,536.
-        top_k: neurons kept per token over all layers together.
-        row_tokens: response tokens per row.
-    """
+    """How rows were recorded: the model as it was named and its fingerprint, neurons kept per token, tokens per row."""
 
     model: str
     model_fingerprint: str
@@ -46,18 +37,7 @@ class CacheMeta(RecordingMeta):
 
 @dataclass(frozen=True, slots=True)
 class WeightsMeta(RecordingMeta):
-    """Where a set of weights comes from; all of it is in the file's metadata, as strings.
-
-    Another entry is one more line here, with a default: older files lack it.
-
-    Attributes:
-        rho: probability of staying in a state in the segmentation.
-        min_run: shortest run of rows in the segmentation.
-        credit: which neurons of an exploring run were credited.
-        num_responses: responses learned from.
-        num_cycles: cycles found in them.
-        created_with: program and version that wrote the file.
-    """
+    """Where weights come from: settings of the segmentation, what was learned from, and the program that wrote them."""
 
     rho: Annotated[float, Meta(gt=0, lt=1)]
     min_run: Annotated[int, Meta(ge=1, le=MAX_ROW_TOKENS)]
@@ -65,7 +45,3 @@ class WeightsMeta(RecordingMeta):
     num_responses: Count
     num_cycles: Count
     created_with: str
-
-    def to_strings(self) -> dict[str, str]:
-        """Return the entries of a file's metadata; what is None is left out."""
-        return {name: str(value) for name, value in asdict(self).items() if value is not None}

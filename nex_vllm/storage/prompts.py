@@ -9,131 +9,98 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 from msgspec import Meta, Struct, field
 
 from nex_vllm.errors import InputError
-from nex_vllm.storage.convert import convert, decode_object
-from nex_vllm.storage.files import StrPath, abbreviate, error_reason
+from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, convert, decode_object
 
-MAX_LINE_BYTES = 64 << 20
-"""Longest accepted line; a response of a million token ids takes a tenth of it."""
+MAX_LINE_BYTES = 64 << 20  # a response of a million token ids takes a tenth of it
 
 Text = Annotated[str, Meta(min_length=1)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
-P = TypeVar("P", bound="Prompt")
-
-_BOM = b"\xef\xbb\xbf"
-
-
-class Message(Struct):
-    """What a chat message must have; other entries are kept as they are."""
-
-    role: str
-    content: str
 
 
 class Prompt(Struct, frozen=True):
     """One line of a prompts file; exactly one of ``prompt`` and ``messages`` is given (a null counts as absent).
 
-    Attributes:
-        id: the line's `id`, or its line number in decimal where it has none.
-        line: line number in the file, from 1.
-        prompt: text to complete.
-        messages: chat messages, see `Message`.
-        fields: the whole object of the line, unknown fields included.
+    ``id`` is the line's own, or the line number in decimal; ``messages`` are as they were given, each with a `role` and
+    a `content`; ``fields`` is the whole object of the line, unknown fields included.
     """
 
     id: Text
     line: int
-    prompt: Text | None
-    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None
-    fields: dict[str, Any]
+    prompt: Text | None = None
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None = None
+    fields: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         _require_one("prompt", self.prompt, "messages", self.messages)
 
 
 class GivenResponse(Prompt, frozen=True):
-    """One line of a responses file: a prompt, and exactly one of ``text`` and ``token_ids``.
+    """One line of a responses file: a prompt, and either `response` (here ``text``) or `response_token_ids`."""
 
-    Attributes:
-        text: the line's `response`.
-        token_ids: the line's `response_token_ids`.
-    """
-
-    text: Text | None = field(name="response")
-    token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = field(name="response_token_ids")
+    text: Text | None = field(name="response", default=None)
+    token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = field(name="response_token_ids", default=None)
 
     def __post_init__(self) -> None:
         Prompt.__post_init__(self)
         _require_one("response", self.text, "response_token_ids", self.token_ids)
 
 
-def read_prompts(path: StrPath) -> list[Prompt]:
-    """Read a prompts file; ids are unique, so that a cache can tell what it has finished.
+P = TypeVar("P", bound=Prompt)
 
-    Raises:
-        InputError: the file is missing, unreadable or without any line; or ``FILE:LINE: what is wrong``.
-    """
-    prompts = list(_lines(path, "a prompts file", Prompt))
+
+def read_prompts(path: StrPath) -> list[Prompt]:
+    """Read a prompts file, whose ids are unique, or raise `InputError` that names the file and the line."""
+    prompts = _read(path, "a prompts file", Prompt)
     first_use: dict[str, int] = {}
     for prompt in prompts:
         earlier = first_use.setdefault(prompt.id, prompt.line)
         if earlier != prompt.line:
-            implied = "" if prompt.fields.get("id") else " (a line without `id` gets its line number)"
             raise InputError(
-                f"{path}:{prompt.line}: id {abbreviate(prompt.id)} is already used on line {earlier}{implied}; "
-                "give each prompt an id of its own"
+                f"{path}:{prompt.line}: id {abbreviate(prompt.id)} is already used on line {earlier} (a line without "
+                "`id` has its line number); give each prompt an id of its own"
             )
     return prompts
 
 
 def read_responses(path: StrPath) -> list[GivenResponse]:
-    """Read a responses file; lines may share an `id`, which names the problem, and ``line`` tells them apart.
-
-    Raises:
-        InputError: as :func:`read_prompts`, duplicates aside.
-    """
-    return list(_lines(path, "a responses file", GivenResponse))
+    """Read a responses file as :func:`read_prompts` does; lines may share an `id`, which names the problem."""
+    return _read(path, "a responses file", GivenResponse)
 
 
 def bounded_lines(handle: BinaryIO, path: StrPath) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number from 1, line with its newline), lines ending at a line feed only.
-
-    Raises:
-        InputError: a line is longer than `MAX_LINE_BYTES`, of which no more is read.
-    """
-    number = 0
-    while line := handle.readline(MAX_LINE_BYTES + 1):
-        number += 1
+    """Yield (line number from 1, line with its line feed); `InputError` before reading a line beyond the bound."""
+    for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE_BYTES + 1), b""), 1):
         if len(line) > MAX_LINE_BYTES:
-            raise InputError(
-                f"{path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes; is this a JSON lines file?"
-            )
+            raise InputError(f"{path}:{number}: the line has more than {MAX_LINE_BYTES} bytes; is this JSON lines?")
         yield number, line
 
 
-def _lines(path: StrPath, what: str, kind: type[P]) -> Iterator[P]:
-    """Yield the checked object of each line that is not blank."""
-    found = False
-    try:
-        with Path(path).open("rb") as handle:
-            for number, raw in bounded_lines(handle, path):
-                line, where = (raw.removeprefix(_BOM) if number == 1 else raw).strip(b" \t\r\n"), f"{path}:{number}"
-                if line:
-                    found = True
-                    fields = decode_object(line, where, dict[str, Any])
-                    convert(fields, _Chat, where)
-                    name = str(number) if fields.get("id") is None else fields["id"]
-                    absent = dict.fromkeys(kind.__struct_encode_fields__)
-                    yield convert({**absent, **fields, "id": name, "line": number, "fields": fields}, kind, where)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the path of {what}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as {what}: {error_reason(error)}") from None
+def _read(path: StrPath, what: str, kind: type[P]) -> list[P]:
+    """Return the checked object of each line that is not blank."""
+    found = []
+    with as_input_error(f"{path} cannot be read", f"give the path of {what}"), Path(path).open("rb") as handle:
+        for number, raw in bounded_lines(handle, path):
+            line, where = (
+                (raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).strip(b" \t\r\n"),
+                f"{path}:{number}",
+            )
+            if line:
+                fields = decode_object(line, where, dict[str, Any])
+                convert(fields, _Chat, where)
+                name = str(number) if fields.get("id") is None else fields["id"]
+                found.append(convert({**fields, "id": name, "line": number, "fields": fields}, kind, where))
     if not found:
         raise InputError(f"{path} is empty, expected {what} with one JSON object per line")
+    return found
+
+
+class _Message(Struct):
+    role: str
+    content: str
 
 
 class _Chat(Struct):
-    messages: list[Message] | None = None
+    messages: list[_Message] | None = None
 
 
 def _require_one(first: str, one: object, second: str, other: object) -> None:

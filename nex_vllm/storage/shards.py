@@ -1,8 +1,7 @@
 """The shards of an activation cache: Parquet files with the rows of a few responses each.
 
-A shard that we wrote carries the SHA-256 of its bytes in its name, ``rows-000001-<64 hexadecimal digits>.parquet``, and
-is checked against it before Arrow sees a byte. Its metadata says what ``meta.json`` must say: neither damage to that
-file nor a shard of another cache goes unnoticed. A shard without a digest (``rows-*.parquet`` of another program, or of
+The name of a shard of ours, ``rows-000001-<SHA-256 of its bytes>.parquet``, is checked before Arrow sees a byte, and
+its metadata says what ``meta.json`` must say. A shard without a digest (``rows-*.parquet`` of another program, or of
 nex-vllm 0.1.0) is opened with Arrow's own limits and the checksums of its pages, at its owner's risk.
 """
 
@@ -12,12 +11,13 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,7 @@ import pyarrow.parquet as pq
 from nex_vllm.algorithm.rows import ResponseRows, RowBounds
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import write_atomically
-from nex_vllm.storage.convert import convert
-from nex_vllm.storage.files import abbreviate, error_reason, require_regular_file
+from nex_vllm.storage.files import abbreviate, as_input_error, convert, require_regular_file
 from nex_vllm.storage.metadata import CacheMeta
 
 SCHEMA = pa.schema(
@@ -61,20 +60,12 @@ _NAME = re.compile(r"(?:orphaned-)?rows-([0-9]+)(?:-([0-9a-f]{64}))?\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """Which responses a shard holds.
-
-    Attributes:
-        path: the shard.
-        num_tokens: response tokens of each response, by id, in file order.
-    """
+    """A shard, its number (-1 where another program named it), and the response tokens of its responses by id."""
 
     path: Path
+    number: int
+    has_digest: bool
     num_tokens: dict[str, int]
-
-
-def shard_paths(directory: Path) -> list[Path]:
-    """Return the shards of a cache in the order in which they were written."""
-    return sorted(directory.glob("rows-*.parquet"))
 
 
 def parse_shard_name(path: Path) -> tuple[int, str | None]:
@@ -83,27 +74,26 @@ def parse_shard_name(path: Path) -> tuple[int, str | None]:
     return (int(found[1]), found[2]) if found else (-1, None)
 
 
-def write_shard(directory: Path, number: int, responses: list[ResponseRows], meta: CacheMeta) -> Path:
+def write_shard(directory: Path, number: int, responses: Sequence[ResponseRows], meta: CacheMeta) -> Path:
     """Write the rows of some responses, whole or not at all; NaN entropies and log-probabilities become null.
 
     Keys are stored as differences and masses byte by byte, which halves the size and costs less time than it
     saves in compression. The file is built in memory, where its responses are already, since its name needs its bytes.
     """
-    offsets = np.cumsum([0, *(len(rows.keys) for rows in responses)])
-    indptr = [rows.indptr[1:] + offset for rows, offset in zip(responses, offsets, strict=False)]
-    # A list column has 32 bit offsets; two billion entries are not what models give in two seconds.
-    list_offsets = pa.array(np.concatenate([[0], *indptr]), pa.int32())
 
     def joined(name: str) -> npt.NDArray[Any]:
         return np.concatenate([getattr(rows, name) for rows in responses])
 
+    sizes, keys = np.concatenate([np.diff(rows.indptr) for rows in responses]), joined("keys")
+    # A list column has 32 bit offsets; two billion entries are not what models give in two seconds.
+    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
     table = pa.table(
         [
             pa.array([rows.response for rows in responses for _ in range(rows.num_rows)], pa.string()),
             np.concatenate([np.arange(rows.num_rows, dtype=np.int32) for rows in responses]),
             joined("tokens"),
-            pa.ListArray.from_arrays(list_offsets, joined("keys")),
-            pa.ListArray.from_arrays(list_offsets, joined("masses")),
+            pa.ListArray.from_arrays(offsets, keys),
+            pa.ListArray.from_arrays(offsets, joined("masses")),
             pa.array(joined("entropy"), from_pandas=True),
             pa.array(joined("logprob"), from_pandas=True),
         ],
@@ -120,7 +110,7 @@ def write_shard(directory: Path, number: int, responses: list[ResponseRows], met
         store_schema=False,  # Parquet's own types say it all; a second description could only disagree
         write_page_checksum=True,
     ) as writer:
-        writer.write_table(table, row_group_size=max(1, len(table) * _GROUP_ENTRIES // max(1, int(offsets[-1]))))
+        writer.write_table(table, row_group_size=max(1, len(table) * _GROUP_ENTRIES // max(1, len(keys))))
         writer.add_key_value_metadata({_META_KEY: json.dumps(asdict(meta))})
     data = sink.getvalue()
     path = directory / f"rows-{number:06d}-{hashlib.sha256(data).hexdigest()}.parquet"
@@ -131,117 +121,88 @@ def write_shard(directory: Path, number: int, responses: list[ResponseRows], met
 def index_shard(path: Path, meta: CacheMeta) -> ShardIndex:
     """Check a shard's digest, where its name has one, and read which responses it holds.
 
-    Raises:
-        InputError: the bytes are not those of the digest; it was not recorded as ``meta`` says; not a whole Parquet
-            file; a column is missing; rows of a response apart from each other, out of order, or not from 0.
+    Raises `InputError` for other bytes, another ``meta``, no sound Parquet file with all columns, or rows of a response
+    that are apart from each other or out of order.
     """
     require_regular_file(path, "a shard of an activation cache")
-    with _errors_named(path), path.open("rb") as handle:
-        _, digest = parse_shard_name(path)
-        if digest is not None and hashlib.file_digest(handle, "sha256").hexdigest() != digest:
-            raise InputError(
-                f"{path} was changed or damaged after it was written (its sha256 is not the one in its name); {_REMEDY}"
-            )
+    number, digest = parse_shard_name(path)
+    num_tokens: dict[str, int] = {}
+    with _reading(path) as handle:
         if digest is not None:
+            if hashlib.file_digest(handle, "sha256").hexdigest() != digest:
+                raise InputError(f"{path} was changed or damaged: its sha256 is not the one in its name; {_REMEDY}")
             stated = (pq.ParquetFile(handle).schema_arrow.metadata or {}).get(_META_KEY)
             if stated is not None and convert(json.loads(stated), CacheMeta, str(path)) != meta:
                 raise InputError(
-                    f"{path} was recorded as {stated.decode()}, but meta.json says otherwise: it was changed or "
-                    "damaged, or this shard is of another cache; put the right file back"
+                    f"{path} was recorded as {stated.decode()}, but meta.json, which was changed or is of another "
+                    "cache, says otherwise; put the right file back"
                 )
-        num_tokens: dict[str, int] = {}
-        for response, rows in _response_pieces(path, handle, ["response", "row", "tokens"], _INDEX_BATCH_ROWS):
-            tokens = int(rows.column("tokens").to_numpy().sum(dtype=np.int64))
-            num_tokens[response] = num_tokens.get(response, 0) + tokens
-    return ShardIndex(path, num_tokens)
+        for response, columns in _responses(handle, ["response", "row", "tokens"], _INDEX_BATCH_ROWS):
+            if response in num_tokens:
+                raise InputError(f"{path}: the rows of response {abbreviate(response)} are not consecutive; {_REMEDY}")
+            row = columns["row"].to_numpy()
+            if not np.array_equal(row, np.arange(len(row))):
+                raise InputError(f"{path}: the rows of response {abbreviate(response)} do not count from 0; {_REMEDY}")
+            num_tokens[response] = int(columns["tokens"].to_numpy().sum(dtype=np.int64))
+    return ShardIndex(path, number, digest is not None, num_tokens)
 
 
 def read_shard(index: ShardIndex, bounds: RowBounds, wanted: Collection[str]) -> Iterator[ResponseRows]:
-    """Yield the rows of the ``wanted`` responses of a shard in file order, checked.
+    """Yield the rows of the ``wanted`` responses in file order, or raise `InputError` where they break the format.
 
-    Memory is that of one response and one batch of rows.
-
-    Raises:
-        InputError: the file cannot be decoded, or its rows break the format.
+    Memory is that of one response and one batch of rows. Arrays are views of Arrow's buffers where they can be.
     """
-    with _errors_named(index.path), index.path.open("rb") as handle:
-        pieces = _response_pieces(index.path, handle, SCHEMA.names, _BATCH_ROWS)
-        for response, group in groupby(pieces, key=itemgetter(0)):
-            if response in wanted:
-                yield _checked_rows(index.path, response, [rows for _, rows in group], bounds)
+    path = index.path
+    with _reading(path) as handle:
+        for response, columns in _responses(handle, SCHEMA.names, _BATCH_ROWS):
+            if response not in wanted:
+                continue
+            indptr, keys = _list_values(columns["keys"])
+            mass_indptr, masses = _list_values(columns["masses"])
+            if not np.array_equal(indptr, mass_indptr):
+                raise InputError(f"{path}: a row has lists of keys and of masses that differ in length; {_REMEDY}")
+            entropy, logprob = (columns[name].to_numpy(zero_copy_only=False) for name in ("entropy", "logprob"))
+            rows = ResponseRows(response, columns["tokens"].to_numpy(), indptr, keys, masses, entropy, logprob)
+            try:
+                rows.validate(bounds)
+            except InputError as error:
+                raise InputError(f"{path}: {error} after deleting this file") from None
+            yield rows
 
 
-def _response_pieces(path: Path, handle: BinaryIO, columns: list[str], batch_rows: int) -> Iterator[tuple[str, Any]]:
-    """Yield (response, its rows within one batch) in file order, after checking that its rows count from 0."""
+def _responses(handle: BufferedReader, names: list[str], batch_rows: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (response, its columns as Arrow arrays by name) for each run of rows with the same response."""
     handle.seek(0)
-    schema = pa.schema([SCHEMA.field(name) for name in columns])
+    schema = pa.schema([SCHEMA.field(name).with_nullable(name in _NULLABLE) for name in names])
     with pq.ParquetFile(handle, **_READ_OPTIONS) as file:
-        lacking = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
-        if lacking:
-            raise InputError(f"{path} lacks the column `{lacking[0]}`; {_REMEDY}")
-        ended: set[str | None] = set()
-        current, next_row = None, 0
-        for decoded in file.iter_batches(batch_rows, columns=columns, use_threads=False):
-            # Other writers have other types for the same numbers; a number that does not fit is refused here.
-            batch = decoded.select(columns).cast(schema)
-            for name in batch.schema.names:
-                if name not in _NULLABLE and batch.column(name).null_count:
-                    raise InputError(f"{path}: column `{name}` has nulls; {_REMEDY}")
-            runs, row = pc.run_end_encode(batch.column("response")), batch.column("row").to_numpy()
-            start = 0
-            for response, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
-                if response != current:
-                    ended.add(current)
-                    current, next_row = response, 0
-                    if response in ended:
-                        raise InputError(
-                            f"{path}: the rows of response {abbreviate(response)} are not consecutive; {_REMEDY}"
-                        )
-                wrong = row[start:end] != np.arange(next_row, next_row + end - start)
-                if wrong.any():
-                    at = int(wrong.argmax())
-                    raise InputError(
-                        f"{path}: response {abbreviate(response)} has row {row[start + at]} where row {next_row + at} "
-                        f"should be; {_REMEDY}"
-                    )
-                yield response, batch.slice(start, end - start)
-                next_row += end - start
-                start = end
+        file.schema_arrow.empty_table().select(SCHEMA.names).cast(SCHEMA)  # every column is there and can be cast
+
+        def pieces() -> Iterator[tuple[str, Any]]:
+            for decoded in file.iter_batches(batch_rows, columns=names, use_threads=False):
+                # Other writers have other types for the same numbers; nulls, and numbers that do not fit, are refused.
+                batch = decoded.select(names).cast(schema)
+                runs, start = pc.run_end_encode(batch.column("response")), 0
+                for response, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+                    yield response, batch.slice(start, end - start)
+                    start = end
+
+        for response, group in groupby(pieces(), key=itemgetter(0)):
+            table = pa.Table.from_batches([piece for _, piece in group]).combine_chunks()
+            yield response, {name: table.column(name).chunk(0) for name in names}
 
 
-def _checked_rows(path: Path, response: str, pieces: list[Any], bounds: RowBounds) -> ResponseRows:
-    """Join the batches of one response; arrays are views of Arrow's buffers where it has one batch only."""
-    columns = {
-        name: pieces[0].column(name) if len(pieces) == 1 else pa.concat_arrays([piece.column(name) for piece in pieces])
-        for name in SCHEMA.names
-    }
-    (indptr, keys), (mass_indptr, masses) = (_list_values(path, name, columns[name]) for name in ("keys", "masses"))
-    if not np.array_equal(indptr, mass_indptr):
-        raise InputError(f"{path}: a row has lists of keys and of masses that differ in length; {_REMEDY}")
-    entropy, logprob = (columns[name].to_numpy(zero_copy_only=False) for name in ("entropy", "logprob"))
-    rows = ResponseRows(response, columns["tokens"].to_numpy(), indptr, keys, masses, entropy, logprob)
-    try:
-        rows.validate(bounds)
-    except InputError as error:
-        raise InputError(f"{path}: {error} after deleting this file") from None
-    return rows
-
-
-def _list_values(path: Path, name: str, array: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+def _list_values(array: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
     """Return (int64 offsets from 0, flat values) of a list column; a slice of one keeps the values of its parent."""
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
     if values.null_count:
-        raise InputError(f"{path}: column `{name}` has nulls inside its lists; {_REMEDY}")
+        raise ValueError("nulls inside of lists")
     return offsets - offsets[0], values.to_numpy()
 
 
 @contextlib.contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    """Turn whatever the Parquet reader raises on a damaged file into one sentence that names it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
-        raise InputError(f"{path} is not a sound Parquet file ({error_reason(error)}); {_REMEDY}") from None
+def _reading(path: Path) -> Iterator[BufferedReader]:
+    """Open a shard; whatever the Parquet reader raises on a damaged one becomes a sentence that names it."""
+    kinds = (pa.ArrowException, ValueError, LookupError, TypeError, OverflowError, MemoryError)
+    with as_input_error(f"{path} is not a sound Parquet file", _REMEDY, *kinds), path.open("rb") as handle:
+        yield handle

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +15,20 @@ from safetensors.numpy import save
 from nex_vllm.algorithm.rows import find_wrong_key
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import check_writable_output, write_atomically
-from nex_vllm.storage.convert import check_format, convert
-from nex_vllm.storage.files import StrPath, abbreviate, error_reason, require_regular_file
+from nex_vllm.storage.files import (
+    StrPath,
+    abbreviate,
+    as_input_error,
+    check_format,
+    convert,
+    require_regular_file,
+)
 from nex_vllm.storage.metadata import WeightsMeta
 
 WEIGHTS_FORMAT = "nex-weights/1"
 
 _WHAT = "a nex-vllm weights file"
+_MAX_BYTES = 1 << 30  # twice what all the neurons that a format allows take
 _DIGEST = "sha256"
 _OURS = "nex-vllm"
 _KNOWN = {"format", *(field.name for field in fields(WeightsMeta))}
@@ -30,30 +36,23 @@ _KNOWN = {"format", *(field.name for field in fields(WeightsMeta))}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightsFile:
-    """The content of a weights file.
+    """The content of a weights file; no neuron with evidence (m = 0) is possible."""
 
-    Attributes:
-        keys: uint32 [m], strictly ascending ``layer << 16 | unit``; m = 0 means that no neuron had evidence.
-        weights: float32 [m], each in [-1, 1].
-        meta: where they come from.
-    """
-
-    keys: npt.NDArray[np.uint32]
-    weights: npt.NDArray[np.float32]
+    keys: npt.NDArray[np.uint32]  # [m], strictly ascending layer << 16 | unit
+    weights: npt.NDArray[np.float32]  # [m], each in [-1, 1]
     meta: WeightsMeta
 
 
 def save_weights(path: StrPath, file: WeightsFile, force: bool = False) -> None:
     """Write a weights file, whole or not at all, with a ``sha256`` over its content among the metadata.
 
-    Raises:
-        InputError: ``path`` cannot be written or exists without ``force``; the content breaks the format.
-        NexError: writing failed (disk full); an older file of that name is still there.
+    Raises `InputError` where ``path`` cannot be written, exists without ``force``, or the content breaks the format,
+    and `NexError` where writing failed (disk full); an older file of that name is still there then.
     """
     check_writable_output(path, force)
     where = f"the weights for {path}"
-    strings = {"format": WEIGHTS_FORMAT, **file.meta.to_strings()}
-    convert(strings, WeightsMeta, where, from_strings=True)
+    strings = {"format": WEIGHTS_FORMAT, **{name: str(value) for name, value in asdict(file.meta).items()}}
+    convert(strings, WeightsMeta, where, strict=False)
     _check_arrays(file, where)
     keys, weights = np.ascontiguousarray(file.keys), np.ascontiguousarray(file.weights)
     strings[_DIGEST] = content_digest(strings, keys, weights)
@@ -63,26 +62,22 @@ def save_weights(path: StrPath, file: WeightsFile, force: bool = False) -> None:
 def load_weights(path: StrPath) -> WeightsFile:
     """Read a weights file and check everything the format promises.
 
-    safetensors checks that the tensors fill the file exactly, and their types and sizes are checked against the model
-    before one is read: nothing is allocated on the word of the file. Metadata that the format does not know is ignored.
-
-    Raises:
-        InputError: the file is missing, foreign, of a later version, cut off, changed, or breaks the format in
-            any other way; the message names the file and what is wrong.
+    safetensors checks that the tensors fill the file exactly, so nothing is allocated on the word of its header.
+    Metadata that the format does not know is ignored. Raises `InputError`, which names the file, where it is missing,
+    foreign, of a later version, cut off, changed, or breaks the format in any other way.
     """
-    require_regular_file(path, _WHAT)
-    try:
-        with safe_open(path, "numpy") as file:
-            strings: dict[str, str] = file.metadata() or {}
-            check_format(strings.get("format"), WEIGHTS_FORMAT, path, _WHAT)
-            meta = convert(strings, WeightsMeta, str(path), from_strings=True)
-            _check_tensors(path, file, meta)
-            loaded = WeightsFile(file.get_tensor("keys"), file.get_tensor("weights"), meta)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error_reason(error)}); give {_WHAT}, or copy it again if it was "
-            "cut off"
-        ) from None
+    require_regular_file(path, _WHAT, _MAX_BYTES)
+    problem, remedy = f"{path} is not a sound safetensors file", f"give {_WHAT}, or copy it again if it was cut off"
+    # The last two for types that numpy does not have.
+    errors = as_input_error(problem, remedy, SafetensorError, TypeError, AttributeError)
+    with errors, safe_open(path, "numpy") as file:
+        strings: dict[str, str] = file.metadata() or {}
+        check_format(strings.get("format"), WEIGHTS_FORMAT, path, _WHAT)
+        meta = convert(strings, WeightsMeta, str(path), strict=False)
+        names = sorted(file.keys())
+        if names != ["keys", "weights"]:
+            raise InputError(f"{path} holds the tensors {abbreviate(names)}, expected 'keys' and 'weights'")
+        loaded = WeightsFile(file.get_tensor("keys"), file.get_tensor("weights"), meta)
     _check_digest(path, loaded, strings)
     _check_arrays(loaded, str(path))
     return loaded
@@ -99,74 +94,41 @@ def check_fits(
     source: StrPath = "the weights file",
     accept_other_model: bool = False,
 ) -> bool:
-    """Refuse weights that were learned on another model or recorded in another way.
+    """Return whether weights are of another model, which the caller says in the log, or refuse them.
 
-    Args:
-        file: the loaded weights.
-        model_fingerprint: of the model being served, like ``num_layers`` and ``intermediate_size``.
-        num_layers: see above.
-        intermediate_size: see above.
-        top_k: neurons kept per token while serving.
-        row_tokens: tokens per row where rows are made; scoring makes none and passes None.
-        source: what to call the file in the message.
-        accept_other_model: take weights of another model of the same shape, as of a fine-tuned model's base.
-
-    Returns:
-        Whether they are of another model, which was accepted: the caller says so in the log.
-
-    Raises:
-        InputError: something differs; both values are named.
+    The model being served is given by its fingerprint, layers and units per layer, and how rows are made by ``top_k``
+    and ``row_tokens`` (None for scoring, which makes none). ``source`` names the file in messages.
+    ``accept_other_model`` takes weights of another model of the same shape, as of a fine-tuned model's base.
+    Raises `InputError` where anything else differs; both values are named.
     """
     meta = file.meta
+    calibrate = "calibrate on the model you serve"
+    sibling = "give --nex-accept-other-model (setting accept_other_model) if it is a fine-tuned or quantised variant"
+    fingerprint = meta.model_fingerprint if accept_other_model else model_fingerprint
     # Shape first: "36 layers, not 28" tells more than two fingerprints.
-    for what, learned, served in (
-        ("layers", meta.num_layers, num_layers),
-        ("units per layer", meta.intermediate_size, intermediate_size),
+    for words, learned, served, remedy in (
+        ("{} layers", meta.num_layers, num_layers, calibrate),
+        ("{} units per layer", meta.intermediate_size, intermediate_size, calibrate),
+        ("fingerprint {}", meta.model_fingerprint, fingerprint, f"{calibrate}, or {sibling}"),
+        ("top_k {}", meta.top_k, top_k, f"set top_k to {meta.top_k} or calibrate again"),
+        ("row_tokens {}", meta.row_tokens, row_tokens, f"set row_tokens to {meta.row_tokens} or calibrate again"),
     ):
-        if learned != served:
+        if served is not None and learned != served:
+            old, new = (words.format(abbreviate(value)) for value in (learned, served))
             raise InputError(
-                f"{source} is for a model with {learned} {what} ({abbreviate(meta.model)}), but the model being served "
-                f"has {served}; give the weights that were calibrated on this model"
+                f"{source} was calibrated on {abbreviate(meta.model)} with {old}, but what is served has {new}; "
+                f"{remedy}"
             )
-    is_other = meta.model_fingerprint != model_fingerprint
-    if is_other and not accept_other_model:
-        raise InputError(
-            f"{source} was calibrated on {abbreviate(meta.model)} with fingerprint "
-            f"{abbreviate(meta.model_fingerprint)}, but the model being served has fingerprint "
-            f"{abbreviate(model_fingerprint)}; calibrate on the model you serve, or give --nex-accept-other-model "
-            "(setting accept_other_model) if it is a fine-tuned or quantised variant of that model"
-        )
-    for name, learned, given in (("top_k", meta.top_k, top_k), ("row_tokens", meta.row_tokens, row_tokens)):
-        if given is not None and learned != given:
-            raise InputError(
-                f"{source} was calibrated with {name} {learned}, but {name} is set to {given}; set {name} to "
-                f"{learned} or calibrate again"
-            )
-    return is_other
+    return meta.model_fingerprint != model_fingerprint
 
 
 def content_digest(strings: dict[str, str], keys: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32]) -> str:
     """Return the SHA-256 of the metadata but ``sha256``, as JSON in the order of names, of the keys and the weights."""
     described = {name: value for name, value in sorted(strings.items()) if name != _DIGEST}
     digest = hashlib.sha256(json.dumps(described).encode())
-    digest.update(keys.astype("<u4", copy=False).tobytes())
-    digest.update(weights.astype("<f4", copy=False).tobytes())
+    for array in (keys, weights):
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
-
-
-def _check_tensors(path: StrPath, file: Any, meta: WeightsMeta) -> None:
-    """Refuse tensors of another name, type or size than the format has; none of them is read."""
-    names = sorted(file.keys())
-    if names != ["keys", "weights"]:
-        raise InputError(f"{path} holds the tensors {abbreviate(names)}, expected 'keys' and 'weights'")
-    parts = [file.get_slice(name) for name in names]
-    (key_type, key_shape), (type_, shape) = ((part.get_dtype(), list(part.get_shape())) for part in parts)
-    most = meta.num_layers * meta.intermediate_size
-    if (key_type, type_) != ("U32", "F32") or key_shape != shape or len(shape) != 1 or shape[0] > most:
-        raise InputError(
-            f"{path}: keys are {key_type} {key_shape} and weights {type_} {shape}, expected U32 [m] and F32 [m] with m "
-            f"up to {most}, the neurons of the model; calibrate again"
-        )
 
 
 def _check_digest(path: StrPath, file: WeightsFile, strings: dict[str, str]) -> None:
@@ -184,10 +146,8 @@ def _check_digest(path: StrPath, file: WeightsFile, strings: dict[str, str]) -> 
         renamed = (len(name) == len(_DIGEST) and re.fullmatch("[0-9a-f]{64}", strings[name]) for name in strings)
         sound = not file.meta.created_with.startswith(_OURS) and not any(renamed)
     if not sound:
-        raise InputError(
-            f"{path} was changed or damaged after it was written (its sha256 differs or is gone); copy it again or "
-            "calibrate again"
-        )
+        problem = "was changed or damaged after it was written (its sha256 differs or is gone)"
+        raise InputError(f"{path} {problem}; copy it again or calibrate again")
 
 
 def _check_arrays(file: WeightsFile, where: str) -> None:
@@ -203,6 +163,4 @@ def _check_arrays(file: WeightsFile, where: str) -> None:
         raise InputError(f"{where} has {wrong[1]}; calibrate again")
     bad = ~(np.abs(weights) <= 1)  # written so that NaN is bad too
     if bad.any():
-        raise InputError(
-            f"{where} has a weight {weights[bad][0]}, expected finite numbers from -1 to 1; calibrate again"
-        )
+        raise InputError(f"{where} has a weight {weights[bad][0]}, expected -1 to 1; calibrate again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable
@@ -72,6 +73,7 @@ def assert_same_rows(found: ResponseRows, expected: ResponseRows) -> None:
 def assert_cache_is_sound(directory: Path) -> set[str]:
     """Read a whole cache; every response in it is as it was written, once, with its text."""
     cache = CacheReader(directory)
+    assert cache.meta == CACHE_META
     rows = list(cache.rows())
     for found in rows:
         assert_same_rows(found, make_rows(found.response))
@@ -80,6 +82,11 @@ def assert_cache_is_sound(directory: Path) -> set[str]:
     assert [found.response for found in rows] == [response.id for response in responses]
     assert len(cache) == len(rows) == len({found.response for found in rows})
     return {found.response for found in rows}
+
+
+def memory_or(elsewhere: Path | None) -> Path | None:
+    """Where files go that need no disk: what a process leaves when it is killed does not depend on it."""
+    return Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else elsewhere
 
 
 def refusal(call: Callable[..., object], *arguments: object) -> str | None:

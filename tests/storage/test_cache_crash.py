@@ -2,68 +2,44 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import random
 import shutil
-import subprocess
-import sys
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from storage_cases import CACHE_META, add, assert_cache_is_sound, write_cache
-from storage_crash_server import RESPONSES
+from storage_cases import CACHE_META, add, assert_cache_is_sound, memory_or, write_cache
+from storage_crash_writer import RESPONSES, write
 
 from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage import CacheReader, CacheWriter, cache_writer
 
-
-class Server:
-    """Starts writers in processes of their own (a fork each: an interpreter each would take half a second)."""
-
-    def __init__(self) -> None:
-        script = Path(__file__).with_name("storage_crash_server.py")
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the server died"
-        return line.rstrip("\n")
-
-    def write(self, directory: Path, kill_at_line: int = 0, kill_after: float = 0) -> tuple[bool, set[str]]:
-        """Run a writer; returns whether it was killed, and the ids that it had said were committed."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{directory}\t{kill_at_line}\t{kill_after}\n")
-        self.process.stdin.flush()
-        reported = set()
-        while True:
-            line = self._line()
-            if line.startswith("+"):
-                reported.add(line[1:])
-            else:
-                assert line in {"killed", "ended 0"}, line
-                return line == "killed", reported
+# Forked from a server that has loaded what takes long: an interpreter for each writer would take half a second.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["nex_vllm.storage.cache_writer"])
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    assert server.process.stdin is not None
-    server.process.stdin.close()
-    server.process.wait(10)
+def _write(directory: Path, kill_at_line: int = 0, kill_after: float = 0) -> tuple[bool, set[str]]:
+    """Run a writer; returns whether it was killed, and the ids that it had said were committed."""
+    promises = directory.with_name("promises")
+    promises.write_bytes(b"")
+    process = FORKS.Process(target=write, args=(directory, promises, kill_at_line))
+    process.start()
+    if kill_after:
+        process.join(kill_after)
+        process.kill()
+    process.join()
+    assert process.exitcode in {0, -signal.SIGKILL}
+    return process.exitcode != 0, set(promises.read_text().split())
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
-    """Where a cache goes; in memory if possible, as what a process leaves when killed does not depend on the disk."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as parent:
+    with tempfile.TemporaryDirectory(dir=memory_or(tmp_path)) as parent:
         yield Path(parent) / "c"
 
 
@@ -86,17 +62,17 @@ def _finish(directory: Path) -> None:
     assert not [path.name for path in directory.iterdir() if path.name.endswith(".nex-tmp")]
 
 
-def test_writer_killed_at_any_line_of_our_code_loses_nothing_it_promised(server: Server, directory: Path) -> None:
+def test_writer_killed_at_any_line_of_our_code_loses_nothing_it_promised(directory: Path) -> None:
     rng = random.Random(0)
     line, kills, second_kills, part = 1, 0, 0, set()
     while True:
-        killed, promised = server.write(directory, kill_at_line=line)
+        killed, promised = _write(directory, kill_at_line=line)
         found = _check(directory, promised)
         if not killed:
             break
         kills += 1
         part.add(len(found))
-        killed, more = server.write(directory, kill_at_line=rng.randrange(1, 1500))
+        killed, more = _write(directory, kill_at_line=rng.randrange(1, 1500))
         second_kills += killed
         _check(directory, found | more)
         _finish(directory)
@@ -107,19 +83,19 @@ def test_writer_killed_at_any_line_of_our_code_loses_nothing_it_promised(server:
     assert part >= {0, 2, 4, 6, 8}, "no kill between commits"
 
 
-def test_writer_killed_at_any_time_from_outside_loses_nothing_it_promised(server: Server, directory: Path) -> None:
+def test_writer_killed_at_any_time_from_outside_loses_nothing_it_promised(directory: Path) -> None:
     rng = random.Random(1)
     usual = 0.0
     for _ in range(2):  # the second is not slowed down by first uses
         started = time.monotonic()
-        server.write(directory)
+        _write(directory)
         usual = time.monotonic() - started
         shutil.rmtree(directory)
     kills, until = 0, time.monotonic() + 60
     while kills < 8 and time.monotonic() < until:
         before = set[str]()
         for _ in range(3):
-            killed, promised = server.write(directory, kill_after=rng.uniform(0, usual))
+            killed, promised = _write(directory, kill_after=rng.uniform(0, usual))
             before = _check(directory, before | promised)
             kills += killed
         _finish(directory)
@@ -159,7 +135,7 @@ def test_interrupt_between_writing_and_remembering_commits_nothing_twice(
     with CacheWriter(tmp_path / "c", CACHE_META) as writer:
         add(writer, *RESPONSES[:3])
         with monkeypatch.context() as patch:
-            patch.setattr(writer, "_finished", Interrupting())
+            patch.setattr(writer, "finished", Interrupting())
             with pytest.raises(KeyboardInterrupt):
                 writer.flush()
     assert assert_cache_is_sound(tmp_path / "c") == set(RESPONSES[:3])
@@ -189,8 +165,8 @@ def test_unlisted_shard_is_moved_aside_and_a_half_listed_one_stays(
         assert writer.finished == set(RESPONSES[:4])
         third = sorted(name for name in before if name.startswith("rows-"))[2]
         assert writer.notices == [
-            f"{directory / third}: none of its responses is in responses.jsonl, as after a run that was killed; it is "
-            f"kept as orphaned-{third}, and its responses are recorded again"
+            f"{directory / third}: none of its responses is in responses.jsonl, as after a kill; it is kept as "
+            f"orphaned-{third}, and its responses are recorded again"
         ]
     after = _contents(directory)
     assert after.pop(f"orphaned-{third}") == before.pop(third)

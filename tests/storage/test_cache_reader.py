@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -28,7 +29,6 @@ from storage_cases import (
     write_cache,
 )
 
-import nex_vllm.storage as package
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.errors import InputError
 from nex_vllm.storage import CachedResponse, CacheReader, CacheWriter, cache_writer, prompts, shards
@@ -69,6 +69,7 @@ def test_files_are_what_the_contract_says_and_plain_pyarrow_reads_them(tmp_path:
     names = [f"n{number}" for number in range(30)]
     write_cache(tmp_path / "c", *names)
     shard = _only_shard(tmp_path / "c")
+    assert shard.name == f"rows-000000-{hashlib.sha256(shard.read_bytes()).hexdigest()}.parquet"
     files = sorted(path.name for path in (tmp_path / "c").iterdir())
     assert files == [".lock", "meta.json", "responses.jsonl", shard.name]
     assert json.loads((tmp_path / "c" / "meta.json").read_text()).items() >= META.items()
@@ -134,7 +135,7 @@ def test_cache_without_a_list_counts_every_response_but_has_no_texts(tmp_path: P
     cache = CacheReader(directory)
     assert [rows.response for rows in cache.rows()] == ["a", "b"]
     assert (cache.num_listed, cache.missing) == (None, ())
-    with pytest.raises(InputError, match=r"responses\.jsonl does not exist, so the cache has no texts"):
+    with pytest.raises(InputError, match=r"has no responses\.jsonl, so no texts"):
         next(cache.responses())
     assert assert_cache_is_sound(write_cache(tmp_path / "empty")) == set()
 
@@ -189,30 +190,22 @@ def _masses(*rows: Any) -> Any:
 
 
 BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
-    *(({name: None}, f"lacks the column `{name}`") for name in TABLE),
     ({"tokens": pa.array([8, 1 << 40, 8])}, "not a sound Parquet file .Integer value"),
     ({"keys": pa.array([1, 2, 3], pa.uint32())}, "not a sound Parquet file"),
     ({"keys": pa.array([[1, 5], [], [0, 1, -2]], pa.list_(pa.int64()))}, "not a sound Parquet file .Integer value"),
-    ({"response": pa.array(["a", None, "b"])}, "column `response` has nulls"),
-    ({"tokens": pa.array([8, None, 8], pa.int32())}, "column `tokens` has nulls"),
-    ({"keys": _keys([1, 5], None, [0, 1, 2])}, "column `keys` has nulls"),
-    ({"keys": _keys([1, None], [], [0, 1, 2])}, "column `keys` has nulls inside its lists"),
-    ({"masses": _masses([1, None], [], [0, 1, 2])}, "column `masses` has nulls inside its lists"),
+    ({"response": pa.array(["a", None, "b"])}, "Casting field 'response' with null"),
+    ({"keys": _keys([1, 5], None, [0, 1, 2])}, "Casting field 'keys' with null"),
+    ({"keys": _keys([1, None], [], [0, 1, 2])}, "nulls inside of lists"),
+    ({"masses": _masses([1, None], [], [0, 1, 2])}, "nulls inside of lists"),
     ({"masses": _masses([1], [2.5], [1, 2, 3])}, "lists of keys and of masses that differ in length"),
-    ({"row": pa.array([1, 2, 0], pa.int32())}, "response 'a' has row 1 where row 0 should be"),
-    ({"row": pa.array([0, 2, 0], pa.int32())}, "response 'a' has row 2 where row 1 should be"),
-    ({"row": pa.array([0, 0, 0], pa.int32())}, "response 'a' has row 0 where row 1 should be"),
+    ({"row": pa.array([1, 2, 0], pa.int32())}, "rows of response 'a' do not count from 0"),
+    ({"row": pa.array([0, 2, 0], pa.int32())}, "rows of response 'a' do not count from 0"),
     ({"response": pa.array(["a", "b", "a"]), "row": pa.array([0, 0, 1])}, "rows of response 'a' are not consecutive"),
     ({"tokens": pa.array([8, 0, 8], pa.int32())}, "response 'a' .*: row 1 has 0 tokens, expected 1 to 8"),
-    ({"tokens": pa.array([8, 3, 9], pa.int32())}, "response 'b' .*: row 0 has 9 tokens, expected 1 to 8"),
     ({"keys": _keys([5, 1], [], [0, 1, 2])}, "response 'a' .*: row 0 has keys that are not strictly ascending"),
-    ({"keys": _keys([1, 5], [], [0, 2, 2])}, "response 'b' .*: row 0 has keys that are not strictly ascending"),
     ({"keys": _keys([1, 5], [], [0, 1, 4 << 16])}, "row 0 has a key of layer 4, but the model has 4 layers"),
-    ({"keys": _keys([1, 48], [], [0, 1, 2])}, "response 'a' .*: row 0 has a key of unit 48, but .* 48 units"),
     ({"masses": _masses([1, 0], [], [1, 2, 3])}, "response 'a' .*: row 0 has the mass 0.0, expected a positive"),
-    ({"masses": _masses([1, -2], [], [1, 2, 3])}, "has the mass -2.0"),
     ({"masses": _masses([1, 2], [], [1, np.inf, 3])}, "response 'b' .*: row 0 has the mass inf"),
-    ({"masses": _masses([1, 2], [], [1, 2, np.nan])}, "has the mass nan"),
     (
         {"keys": _keys([40], [3, 2], [0]), "masses": _masses([1], [1, 1], [1])},
         "response 'a' .*: row 1 has keys that are not strictly ascending; .* deleting this file",
@@ -226,34 +219,31 @@ def test_shard_that_breaks_the_format_is_refused(tmp_path: Path) -> None:
     assert found[1].keys.tolist() == [0, 1 << 16, (3 << 16) | 47]
     descending = {"keys": _keys([40, 41], [3], [0, 1]), "masses": _masses([1, 1], [1], [1, 1])}
     assert len(_read(_foreign_cache(tmp_path / "descending across rows", descending))) == 2
+    for name in TABLE:  # on opening, before long work
+        assert "does not exist" in (refusal(CacheReader, _foreign_cache(tmp_path / "c", {name: None})) or "was opened")
     assert_refused(
         (columns, partial(_read, _foreign_cache(tmp_path / "c", columns)), rf"rows-000000\.parquet\b.*{words}")
         for columns, words in BAD_COLUMNS
     )
 
 
-def test_response_in_two_shards_or_with_other_tokens_than_listed_is_refused(tmp_path: Path) -> None:
-    twice = _foreign_cache(tmp_path / "twice")
-    (twice / "rows-000001.parquet").write_bytes((twice / "rows-000000.parquet").read_bytes())
-    other = _foreign_cache(tmp_path / "other")
+def test_file_that_is_no_shard_and_rows_that_contradict_others_are_refused(tmp_path: Path) -> None:
+    shard = _foreign_cache(tmp_path / "c") / "rows-000000.parquet"
+    whole = shard.read_bytes()
+    for content in (b"PAR1PAR1", b"x" * 5000, *(whole[:length] for length in range(0, len(whole), 97))):
+        shard.write_bytes(content)
+        assert f"{shard} is not a sound Parquet file" in (refusal(_read, tmp_path / "c") or "was read")
+    shard.unlink()
+    shard.mkdir()
+    twice, other = _foreign_cache(tmp_path / "twice"), _foreign_cache(tmp_path / "other")
+    (twice / "rows-000001.parquet").write_bytes(whole)
     (other / "responses.jsonl").write_text('{"id": "a", "token_ids": [1, 2, 3]}\n')
     cases = [
+        (tmp_path / "c", "rows-000000.parquet is a directory"),
         (twice, "rows-000001.parquet: response 'a' is in rows-000000.parquet too; delete one"),
         (other, "rows-000000.parquet: response 'a' has rows for 11 tokens, but responses.jsonl lists 3"),
     ]
     assert_refused((words, partial(_read, directory), words) for directory, words in cases)
-
-
-def test_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
-    shard = _foreign_cache(tmp_path / "c") / "rows-000000.parquet"
-    whole = shard.read_bytes()
-    cut = [whole[:length] for length in range(0, len(whole), 97)]
-    for content in (b"PAR1PAR1", b"x" * 5000, *cut):
-        shard.write_bytes(content)
-        assert "rows-000000.parquet is not a sound Parquet file" in (refusal(_read, tmp_path / "c") or "was read")
-    shard.unlink()
-    shard.mkdir()
-    assert "rows-000000.parquet is a directory" in (refusal(_read, tmp_path / "c") or "was read")
 
 
 def test_our_shard_is_checked_against_its_digest_before_arrow_opens_it(
@@ -270,8 +260,8 @@ def test_our_shard_is_checked_against_its_digest_before_arrow_opens_it(
     monkeypatch.setattr(pq, "ParquetFile", unreached)
     message = refusal(CacheReader, tmp_path / "c")
     assert message == (
-        f"{shard} was changed or damaged after it was written (its sha256 is not the one in its name); delete this "
-        "file and record again to replace its responses"
+        f"{shard} was changed or damaged: its sha256 is not the one in its name; delete this file and record again to "
+        "replace its responses"
     )
 
 
@@ -290,17 +280,13 @@ def test_bad_meta_is_refused_and_so_is_what_is_no_cache(tmp_path: Path) -> None:
     cases: list[tuple[Any, str]] = [
         ("", "meta.json: expected one JSON object, but"),
         ("[]", "expected `object`, got `array`"),
+        (META | {"model": "\ud800"}, "half of a surrogate pair"),
         ({}, "is not the meta.json of .* its format is None, expected 'nex-cache/1'"),
-        (META | {"format": "nex-weights/1"}, "its format is 'nex-weights/1'"),
         (META | {"format": "nex-cache/2"}, "has format 'nex-cache/2', .*upgrade nex-vllm"),
         ({name: value for name, value in META.items() if name != "top_k"}, "missing required field `top_k`"),
         (META | {"top_k": "20"}, "`top_k`: expected `int`, got `str`"),
-        (META | {"top_k": True}, "`top_k`: expected `int`, got `bool`"),
-        (META | {"num_layers": 0}, "`num_layers`: expected `int` >= 1"),
         (META | {"num_layers": 1025}, "`num_layers`: expected `int` <= 1024"),
-        (META | {"intermediate_size": 65537}, "`intermediate_size`: expected `int` <= 65536"),
-        (META | {"model": 5}, "`model`: expected `str`, got `int`"),
-        (META | {"model": "m" * (1 << 20)}, "bytes, more than the 1048576"),
+        (META | {"model": "m" * (1 << 20)}, "bytes, but the meta.json of .* has at most 1048576"),
     ]
     directory = _foreign_cache(tmp_path / "c")
 
@@ -311,9 +297,8 @@ def test_bad_meta_is_refused_and_so_is_what_is_no_cache(tmp_path: Path) -> None:
     assert_refused((content, partial(read_with, content), words) for content, words in cases)
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    others = [("none", "does not exist; give the directory"), ("file", "is a file, expected the directory")]
-    others.append(("empty", "is not an activation cache: it has no meta.json"))
-    assert_refused((name, partial(CacheReader, tmp_path / name), words) for name, words in others)
+    others = {"none": "it does not exist; give", "file": "it is a file", "empty": "it has no meta.json"}
+    assert_refused((name, partial(CacheReader, tmp_path / name), words) for name, words in others.items())
 
 
 def test_bad_line_of_the_list_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,16 +306,14 @@ def test_bad_line_of_the_list_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     sealed = (write_cache(tmp_path / "ours", "c") / "responses.jsonl").read_text().rstrip()
     changed = "was changed or damaged after it was written"
     cases = [
-        ("x", "expected one JSON object"),
         ("[1]", "expected `object`, got `array`"),
         ("{}", "missing required field `id`"),
         ('{"id": ""}', "`id`: expected `str` of length >= 1"),
         ('{"id": "a"}', "response 'a' is listed twice"),
-        ('{"id": "c", "text": 5}', r"`text`: expected `str \| null`, got `int`"),
         ('{"id": "c", "token_ids": [1, "2"]}', r"`token_ids\[1\]`: expected `int`, got `str`"),
         (sealed.replace('"id":"c"', '"id":"d"'), changed),
         (sealed.replace('"sha256"', '"sha 56"').replace('"id":"c"', '"id":"d"'), changed),
-        ("x" * 2000, "the line is longer than 1000 bytes"),
+        ("x" * 2000, "the line has more than 1000 bytes"),
     ]
 
     def read_with(line: str) -> None:
@@ -352,11 +335,6 @@ def test_storage_imports_pyarrow_only_for_caches_and_torch_never() -> None:
         "assert not {'torch', 'vllm', 'pyarrow', 'sklearn', 'scipy'} & set(sys.modules), 'on import'\n"
         "s.CacheReader\n"
         "assert 'pyarrow' in sys.modules and 'torch' not in sys.modules\n"
+        "assert all(hasattr(s, name) for name in s.__all__) and not hasattr(s, 'nothing')\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_every_public_name_exists() -> None:
-    assert all(hasattr(package, name) for name in package.__all__)
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = package.nothing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import subprocess
 import sys
@@ -28,6 +27,10 @@ from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage import CacheReader, CacheWriter, cache_writer
 
 NAMES = [f"r{number}" for number in range(3)]
+NO_ROWS = (
+    *(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.uint32)),
+    *(np.zeros(0, np.float32),) * 3,
+)
 
 
 @pytest.mark.parametrize(("limit", "value"), [("COMMIT_RESPONSES", 3), ("COMMIT_BYTES", 1), ("COMMIT_SECONDS", 0.0)])
@@ -64,28 +67,16 @@ def test_another_run_continues_also_when_the_model_moved(tmp_path: Path) -> None
     assert assert_cache_is_sound(tmp_path / "c") == {"a", "b", "c"}
 
 
-def test_shards_carry_the_sha256_of_their_bytes_in_their_names(tmp_path: Path) -> None:
-    for name in NAMES:
-        write_cache(tmp_path / "c", name)
-    for number, path in enumerate(sorted((tmp_path / "c").glob("rows-*"))):
-        assert path.name == f"rows-{number:06d}-{hashlib.sha256(path.read_bytes()).hexdigest()}.parquet"
-
-
 def test_second_writer_is_refused_until_the_first_ends(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from storage_cases import CACHE_META; from nex_vllm.storage import CacheWriter\n"
-        "try: CacheWriter(sys.argv[1], CACHE_META)\n"
-        "except ValueError as error: print(error)\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "c"), str(Path(__file__).parent)]
+    program = "from storage_cases import *\ntry: write_cache(Path(sys.argv[1]))\nexcept InputError as e: print(e)"
+    command = [sys.executable, "-c", f"import sys\n{program}", str(tmp_path / "c")]
+    run = partial(subprocess.run, command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     with CacheWriter(tmp_path / "c", CACHE_META) as writer:
         add(writer, "a")
         with pytest.raises(InputError, match="another process is writing to the cache"):
             CacheWriter(tmp_path / "c", CACHE_META)
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert f"another process is writing to the cache {tmp_path / 'c'}; wait until it ends" in output
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+        assert f"another process is writing to the cache {tmp_path / 'c'}; wait until it ends" in run().stdout
+    assert run().stdout == ""
     assert assert_cache_is_sound(tmp_path / "c") == {"a"}
     with pytest.raises(NexError, match="is closed"):
         add(writer, "b")
@@ -109,16 +100,19 @@ def test_unusable_directories_and_caches_of_another_kind_are_refused_and_left_as
     thesis.mkdir()
     (thesis / "thesis.tex").touch()
     cases: list[tuple[Path, dict[str, Any], str]] = [
-        (cache, {"top_k": 21}, "was recorded with top_k 20, not 21; record into another directory"),
+        (cache, {"top_k": 21}, "was recorded from 'tiny' with top_k 20, not 21; record into another directory"),
         (cache, {"row_tokens": 32}, "row_tokens 8, not 32"),
-        (cache, {"num_layers": 5}, "num_layers 4, not 5"),
-        (cache, {"model_fingerprint": "e" * 32}, f"'{'f' * 32}' .it is of 'tiny'., not '{'e' * 32}'"),
+        (cache, {"model_fingerprint": "e" * 32}, f"from 'tiny' with model_fingerprint '{'f' * 32}', not '{'e' * 32}'"),
         (cache, {"top_k": 0}, "the cache to be written: `top_k`: expected `int` >= 1"),
         (cache, {"num_layers": 1025}, "`num_layers`: expected `int` <= 1024"),
-        (no_list, {}, r"responses.jsonl does not exist, so nothing tells which"),
-        (thesis, {}, r"is not empty and not an activation cache \(it has 'thesis.tex'"),
-        (tmp_path / "nowhere" / "c", {}, "directory .*nowhere does not exist; create it"),
-        (thesis / "thesis.tex", {}, "thesis.tex is a file, expected the directory"),
+        (no_list, {}, r"responses.jsonl does not exist, so nothing tells what is finished"),
+        (thesis, {}, "is no cache: it has 'thesis.tex' but no meta.json; give an empty directory"),
+        (
+            tmp_path / "nowhere" / "c",
+            {},
+            "nowhere/c cannot be made, .*No such file",
+        ),
+        (thesis / "thesis.tex", {}, "thesis.tex cannot be made, .*File exists"),
     ]
     assert_refused(
         (words, partial(CacheWriter, directory, dataclasses.replace(CACHE_META, **changes)), words)
@@ -144,22 +138,15 @@ def test_rows_that_break_the_format_are_not_written(tmp_path: Path, monkeypatch:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"keys": np.zeros(4, np.uint32)}, "row 0 has keys that are not strictly ascending"),
         ({"keys": np.array([4, 5, 1, 4 << 16], np.uint32)}, "row 1 has a key of layer 4"),
-        ({"keys": np.array([4, 48, 1, 2], np.uint32)}, "row 0 has a key of unit 48"),
         ({"masses": np.array([1, 2, 3, -1], np.float32)}, "row 1 has the mass -1.0"),
-        ({"masses": np.array([1, 0, 3, 1], np.float32)}, "row 0 has the mass 0.0, expected a positive"),
         ({"masses": np.ones(3, np.float32)}, "4 keys but 3 masses"),
-        ({"masses": np.ones(4)}, r"masses is float64 \[4\], expected float32 \[n\]"),
-        ({"tokens": np.array([8, 9], np.int32)}, "row 1 has 9 tokens, expected 1 to 8"),
         ({"tokens": np.array([8, 8], np.int32)}, "has 12 token ids, but rows for 16 tokens"),
-        ({"tokens": np.zeros(0, np.int32)}, "has no rows; a response without tokens is not recorded"),
-        ({"indptr": np.array([0, 5, 4])}, "indptr is not ascending"),
+        (dict(zip(("tokens", "indptr", "keys", "masses", "entropy", "logprob"), NO_ROWS, strict=True)), "has no rows"),
         ({"indptr": np.array([0, 4])}, "indptr does not lay out 4 keys over 2 rows"),
-        ({"entropy": np.zeros(1, np.float32)}, "2 rows, 1 entropies"),
         ({"id": "b"}, "response 'b' for the cache .* came with the rows of 'a'"),
-        ({"id": "", "response": ""}, "expected an id that is not empty"),
-        ({"id": "\ud800", "response": "\ud800"}, "half of a surrogate pair"),
+        ({"id": "", "response": ""}, "has an empty id"),
         ({"text": "\ud800"}, "half of a surrogate pair"),
-        ({"token_ids": None}, "has no token ids"),
+        ({"token_ids": None}, "has 0 token ids, but rows for 12"),
         ({"text": "x" * 2000}, "bytes of text and tokens, expected at most 1000"),
     ]
     with CacheWriter(tmp_path / "c", CACHE_META) as writer:

@@ -16,4 +16,4 @@ def test_damaged_files_are_refused_or_read_as_they_were() -> None:
     assert counts["weights: refused"] > 150
     assert counts["shard: refused"] > 40
     assert counts["meta.json: refused"] + counts["responses.jsonl: refused"] > 30
-    assert counts["responses.jsonl: loaded in part, as after a kill"] > 0
+    assert counts["responses.jsonl: loaded in part"] > 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,17 +40,6 @@ def _digest(strings: dict[str, str]) -> str:
     """The recipe of docs/contracts.md, by hand."""
     text = json.dumps(dict(sorted(strings.items())))
     return hashlib.sha256(text.encode() + KEYS.tobytes() + WEIGHTS.tobytes()).hexdigest()
-
-
-def _refused(path: Path, words: str) -> tuple[object, Any, str]:
-    """A case for `assert_refused` that reads the bytes that ``path`` has now."""
-    data = path.read_bytes()
-
-    def load() -> None:
-        path.write_bytes(data)
-        load_weights(path)
-
-    return words, load, f"^{re.escape(str(path))}.*{words}"
 
 
 @pytest.mark.parametrize("count", [0, 1, 40, ALL_KEYS.size])
@@ -128,100 +116,84 @@ def test_existing_file_is_replaced_only_with_force_and_kept_when_saving_fails(
 def test_bad_content_is_neither_saved_nor_loaded(tmp_path: Path) -> None:
     cases: list[tuple[list[int], list[Any], str]] = [
         ([3, 2], [0, 0], "has keys that are not strictly ascending"),
-        ([2, 2], [0, 0], "has keys that are not strictly ascending"),
         ([NUM_LAYERS << 16], [0], f"a key of layer {NUM_LAYERS}, but the model has {NUM_LAYERS} layers"),
         ([WIDTH, 1 << 16], [0, 0], f"a key of unit {WIDTH}, but a layer has {WIDTH} units"),
-        ([1, 2], [0, np.nan], "a weight nan, expected finite numbers from -1 to 1"),
-        ([1, 2], [0, np.inf], "a weight inf"),
+        ([1, 2], [0, np.nan], "a weight nan, expected -1 to 1"),
         ([1, 2], [np.nextafter(np.float32(-1), np.float32(-2)), 0], "a weight -1.0"),
     ]
     for keys, weights, words in cases:
         arrays = np.array(keys, np.uint32), np.array(weights, np.float32)
         save_it = partial(save_weights, tmp_path / "saved", WeightsFile(*arrays, WEIGHTS_META))
         loaded = _write(tmp_path / "w", dict(zip(("keys", "weights"), arrays, strict=True)))
-        assert_refused([(words, save_it, f"the weights for .*{words}"), _refused(loaded, words)])
+        assert_refused([(words, save_it, f"the weights for .*{words}"), (words, partial(load_weights, loaded), words)])
     assert not (tmp_path / "saved").exists()
 
 
-def test_tensors_of_another_shape_or_kind_are_refused(tmp_path: Path) -> None:
+def test_file_that_breaks_the_format_is_refused(tmp_path: Path) -> None:
+    scalars = {"keys": np.array(3, np.uint32), "weights": np.array(1, np.float32)}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"keys": KEYS, "weights": WEIGHTS[:-1]}, r"keys are U32 \[5\] and weights F32 \[4\], expected U32 \[m\]"),
-        ({"keys": KEYS.reshape(5, 1), "weights": WEIGHTS}, r"keys are U32 \[5, 1\]"),
-        (
-            {"keys": np.array(3, np.uint32), "weights": np.array(1, np.float32)},
-            r"keys are U32 \[\] and weights F32 \[\]",
-        ),
-        ({"keys": KEYS.astype(np.int64), "weights": WEIGHTS}, r"keys are I64 \[5\]"),
-        ({"keys": KEYS, "weights": WEIGHTS.astype(np.float64)}, r"weights F64 \[5\]"),
-        ({"keys": KEYS}, r"holds the tensors \['keys'\], expected 'keys' and 'weights'"),
-        ({"keys": KEYS, "weights": WEIGHTS, "more": WEIGHTS}, "holds the tensors"),
-    ]
-    assert_refused(_refused(_write(tmp_path / "w", tensors), words) for tensors, words in cases)
-
-
-def test_metadata_that_breaks_the_format_is_refused(tmp_path: Path) -> None:
-    cases: list[tuple[dict[str, str | None], str]] = [
+        ({"tensors": {"keys": KEYS, "weights": WEIGHTS[:-1]}}, r"keys are uint32 \[5\] and weights float32 \[4\]"),
+        ({"tensors": scalars}, r"keys are uint32 \[\]"),
+        ({"tensors": {"keys": KEYS.astype(np.int64), "weights": WEIGHTS}}, r"keys are int64 \[5\]"),
+        ({"tensors": {"keys": KEYS, "weights": WEIGHTS.astype(np.float64)}}, r"weights float64 \[5\]"),
+        ({"tensors": {"keys": KEYS}}, r"holds the tensors \['keys'\], expected 'keys' and 'weights'"),
+        ({"tensors": {"keys": KEYS, "weights": WEIGHTS, "more": WEIGHTS}}, "holds the tensors"),
         ({"format": None}, "is not a nex-vllm weights file: its format is None"),
-        ({"format": "pt"}, "is not a nex-vllm weights file: its format is 'pt', expected 'nex-weights/1'"),
         ({"format": "nex-cache/1"}, "is not a nex-vllm weights file"),
         ({"format": "nex-weights/2"}, "has format 'nex-weights/2', .*upgrade nex-vllm"),
-        ({"format": "nex-weights/0"}, "has format 'nex-weights/0'"),
         ({"top_k": None}, "missing required field `top_k`"),
         ({"top_k": "many"}, "`top_k`: expected `int`, got `str`"),
-        ({"top_k": "-5"}, "`top_k`: expected `int` >= 1"),
         ({"num_layers": "9" * 5000}, "`num_layers`: integer value out of range"),
         ({"num_layers": "1025"}, "`num_layers`: expected `int` <= 1024"),
-        ({"intermediate_size": "65537"}, "`intermediate_size`: expected `int` <= 65536"),
-        ({"rho": "high"}, "`rho`: expected `float`, got `str`"),
         ({"rho": "nan"}, "`rho`: expected `float` > 0.0"),
         ({"rho": "1"}, "`rho`: expected `float` < 1.0"),
-        ({"num_layers": "1", "intermediate_size": "4"}, "expected U32 .m. and F32 .m. with m up to 4"),
+        ({"num_layers": "1", "intermediate_size": "4"}, "a key of layer 3, but the model has 1 layers"),
         ({"sha256": "0" * 64}, "was changed or damaged after it was written"),
     ]
-    assert_refused(_refused(_write(tmp_path / "w", **changes), words) for changes, words in cases)
-    (tmp_path / "w").write_bytes(save({"lm_head": WEIGHTS}))
-    assert_refused([_refused(tmp_path / "w", "is not a nex-vllm weights file: its format is None")])
+    assert_refused(
+        (changes, partial(load_weights, _write(tmp_path / "w", **changes)), f"^{tmp_path}/w.*{words}")
+        for changes, words in cases
+    )
     with pytest.raises(InputError, match=r"the weights for .*: `rho`: expected `float` < 1.0"):
         save_weights(tmp_path / "s", WeightsFile(KEYS, WEIGHTS, dataclasses.replace(WEIGHTS_META, rho=1.0)))
 
 
-def test_hostile_header_and_every_truncation_are_refused(tmp_path: Path) -> None:
+def test_hostile_header_every_truncation_and_what_is_no_file_are_refused(tmp_path: Path) -> None:
     def announcing(count: Any) -> dict[str, Any]:
         entry = {"shape": [count], "data_offsets": [0, 40]}
         return {"__metadata__": FOREIGN, "keys": {"dtype": "U32", **entry}, "weights": {"dtype": "F32", **entry}}
 
     headers: list[tuple[object, bytes]] = [
-        (b"not json", b""),
         (b"[]", b""),
         (b"[" * 100_000, b""),
         (b"\xff\xfe", b""),
-        ({"__metadata__": "nex-weights/1"}, b""),
         ({"__metadata__": FOREIGN | {"top_k": 7}}, b""),
         (b" " * (1 << 21), b""),
         (announcing(1 << 60), b""),
         (announcing(-1), b""),
-        (announcing(True), b""),
         (announcing(10), b"\0" * 40),  # both tensors at the same place
         (announcing(5) | {"keys": None}, b""),
+        # Types that numpy does not have.
+        (announcing(10) | {"keys": {"dtype": "BF16", "shape": [20], "data_offsets": [40, 80]}}, b"\0" * 80),
+        (announcing(10) | {"keys": {"dtype": "F8_E4M3", "shape": [40], "data_offsets": [40, 80]}}, b"\0" * 80),
     ]
-    words = "is not a whole safetensors file"
-    assert_refused(_refused(_header(tmp_path / "w", header, data), words) for header, data in headers)
-    (tmp_path / "w").write_bytes(((1 << 64) - 1).to_bytes(8, "little") + b"{}")
-    assert_refused([_refused(tmp_path / "w", words)])
+    path, words = tmp_path / "w", "is not a sound safetensors file"
+    assert_refused((header, partial(load_weights, _header(path, header, data)), words) for header, data in headers)
     save_weights(tmp_path / "whole", make_weights(3))
     data = (tmp_path / "whole").read_bytes()
-    for cut in (*(data[:length] for length in range(len(data))), data + b"\0"):
-        (tmp_path / "w").write_bytes(cut)
-        assert words in (refusal(load_weights, tmp_path / "w") or "was loaded")
-
-
-def test_missing_file_directory_and_device_are_refused(tmp_path: Path) -> None:
-    cases = [
-        (tmp_path / "none", "does not exist; give the path of a nex-vllm weights file"),
+    too_long = ((1 << 64) - 1).to_bytes(8, "little") + b"{}"
+    for content in (*(data[:length] for length in range(len(data))), data + b"\0", too_long):
+        path.write_bytes(content)
+        assert words in (refusal(load_weights, path) or "was loaded")
+    with (tmp_path / "huge").open("wb") as huge:
+        huge.truncate(1 << 40)  # takes no place on disk
+    others = [
+        (tmp_path / "huge", "has 1099511627776 bytes, but a nex-vllm weights file has at most"),
+        (tmp_path / "none", "cannot be read .No such file or directory.; give the path of a nex-vllm weights file"),
         (tmp_path, "is a directory, expected a nex-vllm weights file"),
         (Path("/dev/zero"), "is not a regular file"),
     ]
-    assert_refused((path, partial(load_weights, path), words) for path, words in cases)
+    assert_refused((other, partial(load_weights, other), words) for other, words in others)
 
 
 FIT: dict[str, Any] = {
@@ -233,14 +205,15 @@ FIT: dict[str, Any] = {
 }
 
 
-def test_weights_fit_the_model_they_were_learned_on_and_nothing_else() -> None:
+def test_weights_fit_the_model_they_were_learned_on_or_a_sibling_when_asked_and_the_caller_is_told() -> None:
     assert not check_fits(make_weights(), **FIT)
+    assert check_fits(make_weights(), **{**FIT, "model_fingerprint": "e" * 32}, accept_other_model=True)
     assert not check_fits(make_weights(), **{**FIT, "row_tokens": None})
     shape: list[tuple[str, Any, str]] = [
-        ("num_layers", 28, "w.safetensors is for a model with 4 layers .*, but the model being served has 28"),
-        ("intermediate_size", 49, "with 48 units per layer .*has 49"),
-        ("top_k", 2000, "with top_k 20, but top_k is set to 2000; set top_k to 20"),
-        ("row_tokens", 32, "with row_tokens 8, but row_tokens is set to 32"),
+        ("num_layers", 28, "w.safetensors was calibrated on 'tiny' with 4 layers, but what is served has 28 layers"),
+        ("intermediate_size", 49, "with 48 units per layer, but what is served has 49"),
+        ("top_k", 2000, "with top_k 20, but what is served has top_k 2000; set top_k to 20"),
+        ("row_tokens", 32, "with row_tokens 8, but what is served has row_tokens 32"),
     ]
     other = ("model_fingerprint", "e" * 32, f"'{'f' * 32}', but .* '{'e' * 32}'; .*--nex-accept-other-model")
     for accept, cases in ((False, [*shape, other]), (True, shape)):
@@ -249,7 +222,3 @@ def test_weights_fit_the_model_they_were_learned_on_and_nothing_else() -> None:
             (name, partial(check_fits, make_weights(), **{**options, name: value}), words)
             for name, value, words in cases
         )
-
-
-def test_weights_of_a_sibling_are_accepted_when_asked_and_the_caller_is_told() -> None:
-    assert check_fits(make_weights(), **{**FIT, "model_fingerprint": "e" * 32}, accept_other_model=True)
