@@ -36,19 +36,23 @@ ROOT = Path(__file__).parent.parent
 LONGEST_FIRST = ("v2", "v1", "server", "tests/cli", "tests/kernels", "tests/serving", "tests/plugin")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one of pytest-xdist's workers run what shares an engine, a server or a file; what takes longest comes first.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let one of pytest-xdist's workers run what shares an engine, a server or a file; mark what is slow on a runner.
 
-    Workers take the next group when they have ended theirs.
+    Already here, because pytest-xdist reads the groups before a conftest may change the collected items.
     """
+    item.add_marker(pytest.mark.xdist_group(_group_of(item)))
+    if any(_runner_of(item) in marker.args for marker in item.iter_markers("slow_on")):
+        item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the groups that take longest first; workers take the next one when they have ended theirs."""
 
     def place(item: pytest.Item) -> int:
         group = _group_of(item)
         return next((i for i, name in enumerate(LONGEST_FIRST) if group.startswith(name)), len(LONGEST_FIRST))
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group_of(item)))
     items.sort(key=place)
 
 
@@ -57,9 +61,14 @@ def _group_of(item: pytest.Item) -> str:
     if "nex_server" in fixtures:
         return "server"
     if "engine" in fixtures or "runner" in fixtures:
-        runner: str = item.callspec.params.get("runner", "v1") if hasattr(item, "callspec") else "v1"
-        return runner
+        return _runner_of(item)
     return item.nodeid.partition("::")[0]
+
+
+def _runner_of(item: pytest.Item) -> str:
+    """Return the model runner that a test's engine has, if it has one."""
+    runner: str = item.callspec.params.get("runner", "v1") if hasattr(item, "callspec") else "v1"
+    return runner
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.plugin.engines import RUNNERS, runner_environment
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow_on("v2")]
 
 
 @pytest.fixture(scope="module")

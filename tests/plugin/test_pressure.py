@@ -47,7 +47,8 @@ def test_a_preempted_request_records_exactly_the_tokens_it_returns(
             assert_same_sums(candidate.sums.keys, candidate.sums.masses, expected)
 
 
-@pytest.mark.parametrize("stop", [None, [" not"]])
+@pytest.mark.slow_on("v2")
+@pytest.mark.parametrize("stop", [pytest.param(None, marks=pytest.mark.slow), [" not"]])
 def test_masses_alone_of_a_preempted_request_add_up(
     engine: Any, runner: str, shipped_model: Any, prompts: Any, stop: Any
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_prefill_in_chunks_records_the_last_position_once(
             assert_same_sums(candidate.sums.keys, candidate.sums.masses, expected)
 
 
+@pytest.mark.slow_on("v2")
 def test_a_given_response_in_chunks_and_preempted_is_recorded_once(
     engine: Any, runner: str, shipped_model: Any, shipped_weights: Any, prompts: Any
 ) -> None:

@@ -36,6 +36,7 @@ def weights(shipped_weights: Any) -> NeuronWeights:
     return NeuronWeights(file.keys, file.weights)
 
 
+@pytest.mark.slow_on("v2")
 def test_every_score_follows_from_sums_and_weights_and_the_highest_wins(
     either_llm: Any, weights: Any, prompts: Any
 ) -> None:
@@ -84,6 +85,7 @@ def test_plain_parameters_with_extra_args_do_the_same(llm: Any, prompts: Any) ->
     assert plain.nex.candidates[0].score == pytest.approx(ours.nex.candidates[0].score, abs=1e-6)
 
 
+@pytest.mark.slow_on("v2")
 def test_a_request_that_asks_for_nothing_is_left_alone_and_disturbs_nobody(
     either_llm: Any, shipped_model: Any, prompts: Any
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_request_that_asks_for_nothing_is_left_alone_and_disturbs_nobody(
             assert_same_sums(candidate.sums.keys, candidate.sums.masses, expected)
 
 
+@pytest.mark.slow_on("v2")
 def test_rows_add_up_to_the_sums(either_llm: Any, prompts: Any) -> None:
     params = SamplingParams(n=2, nex_return_sums=True, nex_return_rows=True, max_tokens=37, seed=3, temperature=0.9)
     for output in either_llm.generate(prompts[:3], params):
@@ -130,7 +133,14 @@ def test_row_statistics_are_those_of_the_distribution_before_any_filter(
     np.testing.assert_allclose(candidate.rows.logprob, means, atol=1e-4)
 
 
-@pytest.mark.parametrize("asked", [{"nex_select": "logprob"}, {"nex_select": "all", "nex_return_rows": True}], ids=str)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param({"nex_select": "logprob"}, marks=pytest.mark.slow_on("v2")),
+        {"nex_select": "all", "nex_return_rows": True},
+    ],
+    ids=str,
+)
 def test_log_probabilities_that_only_nex_needs_are_hidden(either_llm: Any, prompts: Any, asked: Any) -> None:
     params: Any = {"n": 3, "max_tokens": 12, "seed": 5, "temperature": 0.9}
     (hidden,) = either_llm.generate(prompts[:1], SamplingParams(**params, **asked))
@@ -270,6 +280,7 @@ def test_a_given_response_needs_one_token_and_one_sample(llm: Any, prompts: Any)
             llm.generate(prompts[:1], SamplingParams(nex_response_start=3, **options))
 
 
+@pytest.mark.slow_on("v2")
 def test_a_given_response_that_was_computed_before_is_recorded_whole(either_llm: Any, prompts: Any) -> None:
     # Longer than a cache block of 128 tokens, and given twice: the second time its positions are in the prefix cache.
     tokens = either_llm.get_tokenizer().encode(" ".join(prompts[:20]))
