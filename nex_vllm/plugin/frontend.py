@@ -79,6 +79,11 @@ def check_lora(options: RequestOptions, settings: ResolvedSettings) -> str | Non
         raise RefusedRequestError(str(error)) from None
 
 
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    logger.warning(sentence)
+
+
 def _wrap_process_inputs() -> None:
     plain = InputProcessor.process_inputs
 
@@ -98,6 +103,8 @@ def _wrap_process_inputs() -> None:
         except InputError as error:
             raise RefusedRequestError(str(error)) from None
         unscored = check_lora(options, settings) if request.lora_request is not None else None
+        if unscored is not None:
+            _warn_once(f"{unscored} It stays unscored, as does every other such request.")
         own = request.sampling_params
         checked = CheckedRequest(
             options,

@@ -137,6 +137,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_shipped_model_solves_between_a_quarter_and_most_of_32_held_out_problems() -> None:
     lines = [json.loads(line) for line in (COUNTDOWN / "test.jsonl").read_text().splitlines()[:32]]

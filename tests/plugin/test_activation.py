@@ -249,7 +249,7 @@ def test_registering_twice_is_a_no_op() -> None:
     "statements",
     [
         "import nex_vllm, vllm; P = vllm.SamplingParams",
-        "import vllm, nex_vllm; P = vllm.SamplingParams",
+        pytest.param("import vllm, nex_vllm; P = vllm.SamplingParams", marks=pytest.mark.slow),
         pytest.param("import nex_vllm; from vllm import SamplingParams as P", marks=pytest.mark.slow),
         pytest.param(
             "import nex_vllm, importlib.util as u; u.find_spec('vllm'); import vllm; P = vllm.SamplingParams",

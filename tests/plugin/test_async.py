@@ -22,7 +22,7 @@ from tests.plugin.reference import HookedModel, assert_same_sums
 pytestmark = pytest.mark.engine
 
 
-@pytest.mark.slow_on("v1")
+@pytest.mark.slow_on("v2")
 def test_asynchronous_steps_attribute_every_token_once(
     runner: str, shipped_model: Path, shipped_weights: Path, prompts: list[str]
 ) -> None:

@@ -111,6 +111,7 @@ def test_a_given_response_in_chunks_and_preempted_is_recorded_once(
         assert_same_sums(candidate.sums.keys, candidate.sums.masses, reference.sums(tokens[:20], tokens[20:], TOP_K))
 
 
+@pytest.mark.slow_on("v1")
 def test_rejected_drafts_and_tokens_past_a_stop_string_leave_no_trace(
     engine: Any, runner: str, shipped_model: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ COMPILED = {"enforce_eager": False}
 
 # Left to `make test-all`: twins of a family that runs compiled, and architectures whose MLP is another's.
 CASES = [
-    pytest.param("shipped", EAGER, id="shipped-eager"),
+    pytest.param("shipped", EAGER, id="shipped-eager", marks=pytest.mark.slow),
     pytest.param("shipped", COMPILED, id="shipped-compiled", marks=pytest.mark.slow),
     pytest.param("qwen3", EAGER, id="qwen3-eager", marks=pytest.mark.slow),
     pytest.param("qwen3", COMPILED, id="qwen3-compiled"),

@@ -16,7 +16,7 @@ from nex_vllm.choosing.candidates import CHANGED_WEIGHTS
 from nex_vllm.choosing.checks import ADAPTER
 from tests.serving.conftest import serve
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 REQUEST: dict[str, Any] = {"n": 3, "temperature": 0.9, "max_tokens": 8}
 KINDS: list[tuple[str, dict[str, Any]]] = [

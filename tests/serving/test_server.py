@@ -209,6 +209,7 @@ def _plain_answers(address: str) -> list[bytes]:
     return bodies
 
 
+@pytest.mark.slow
 def test_requests_without_nex_are_served_as_by_plain_vllm(nex_server: str, shipped_model: Path, tmp_path: Path) -> None:
     ours = _plain_answers(nex_server)
     with serve(shipped_model, plugins="", log=tmp_path / "log") as plain_server:
@@ -253,16 +254,13 @@ def test_candidates_are_left_out_where_a_string_says_false(client: openai.OpenAI
     assert set(nex["candidates"][0]) == CANDIDATE_FIELDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
         (["--plugin", "nex", "--nex-weights", "/nowhere/none.safetensors"], "none.safetensors"),
-        pytest.param(
-            ["--additional-config", '{"nex": {"weights": "/nowhere/none.safetensors"}}'],
-            "none.safetensors",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(["--plugin", "nex", "--additional-config", '{"nex": "on"}'], "mapping", marks=pytest.mark.slow),
+        (["--additional-config", '{"nex": {"weights": "/nowhere/none.safetensors"}}'], "none.safetensors"),
+        (["--plugin", "nex", "--additional-config", '{"nex": "on"}'], "mapping"),
     ],
 )
 def test_unusable_settings_end_the_command_with_a_sentence(flags: list[str], word: str, shipped_model: Path) -> None:
