@@ -63,7 +63,7 @@ def describe_error(error: Exception, *, with_type: bool = True) -> str:
 
 
 def calibration_lines(summary: CalibrationSummary, row_tokens: int) -> list[Line]:
-    """Lay the quantities of spec section 6 that a calibration can give beside the paper's."""
+    """Return the quantities of spec section 6 that a calibration can give, beside the paper's."""
     explore_share = format_percent(summary.num_explore_rows, summary.num_rows)
     segments = format_decimal(summary.explore_segments_per_response, 2)
     return [

@@ -28,7 +28,7 @@ from nex_vllm.serving.stream import with_selection
 
 
 def install(settings: ResolvedSettings) -> None:
-    """Lay the wrappers for the server of this process; a second call only changes the settings."""
+    """Install the wrappers for the server of this process; a second call only changes the settings."""
     if getattr(OpenAIServingChat.chat_completion_full_generator, "nex_wrapper", False):
         _Requests.settings = settings
         return
