@@ -1,4 +1,4 @@
-"""The two file formats, activation cache and weights, and the files of prompts and responses that a user gives.
+"""The file formats (activation cache, weights, learned selector), and the prompts and responses that a user gives.
 
 What needs pyarrow is loaded on first use: an engine worker reads weights and no cache.
 """
@@ -13,6 +13,7 @@ from nex_vllm.storage.files import abbreviate, error_reason, read_json_object
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.metadata import CacheMeta, WeightsMeta
 from nex_vllm.storage.prompts import GivenResponse, Prompt, read_prompts, read_responses
+from nex_vllm.storage.selector_file import SelectorFile, check_selector_fits, load_selector, save_selector
 from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -26,19 +27,23 @@ __all__ = [
     "CachedResponse",
     "GivenResponse",
     "Prompt",
+    "SelectorFile",
     "WeightsFile",
     "WeightsMeta",
     "abbreviate",
     "atomic_output",
     "check_fits",
+    "check_selector_fits",
     "check_writable_output",
     "error_reason",
+    "load_selector",
     "load_weights",
     "model_fingerprint",
     "read_json_object",
     "read_prompts",
     "read_responses",
     "refuse_output_inside",
+    "save_selector",
     "save_weights",
     "write_atomically",
 ]
