@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -22,10 +24,10 @@ WEIGHTS_META = WeightsMeta(
 ALL_KEYS = ((np.arange(NUM_LAYERS)[:, None] << 16) | np.arange(WIDTH)).astype(np.uint32).ravel()
 
 
-def make_rows(response: str, num_rows: int | None = None) -> ResponseRows:
+def make_rows(response: str) -> ResponseRows:
     """Rows of hostile shapes: some without entries, some with every neuron, a short last one, a few NaN."""
     rng = np.random.default_rng(zlib.crc32(response.encode()))
-    num_rows = int(rng.integers(1, 9)) if num_rows is None else num_rows
+    num_rows = int(rng.integers(1, 9))
     tokens = np.full(num_rows, ROW_TOKENS, np.int32)
     tokens[-1] = rng.integers(1, ROW_TOKENS + 1)
     sizes = rng.choice([0, 1, 7, 60, ALL_KEYS.size], num_rows)
@@ -62,6 +64,11 @@ def write_cache(directory: Path, *responses: str) -> Path:
     return directory
 
 
+def only_shard(directory: Path) -> Path:
+    (path,) = directory.glob("rows-*.parquet")
+    return path
+
+
 def assert_same_rows(found: ResponseRows, expected: ResponseRows) -> None:
     assert found.response == expected.response
     for name in ("tokens", "indptr", "keys", "masses", "entropy", "logprob"):
@@ -87,6 +94,23 @@ def assert_cache_is_sound(directory: Path) -> set[str]:
 def memory_or(elsewhere: Path | None) -> Path | None:
     """Where files go that need no disk: what a process leaves when it is killed does not depend on it."""
     return Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else elsewhere
+
+
+@contextlib.contextmanager
+def full_disk(failing: int = 1) -> Iterator[None]:
+    """The fsync of that number fails as on a full disk; those before and after it are real."""
+    real, calls = os.fsync, 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    with mock.patch("os.fsync", fsync):
+        yield
+    assert calls >= failing
 
 
 def refusal(call: Callable[..., object], *arguments: object) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from storage_cases import CACHE_META, add
 
-from nex_vllm.storage import CacheWriter, atomic, cache_writer
+from nex_vllm.storage import CacheWriter, cache_writer
 
 RESPONSES = [f"r{number}" for number in range(9)]
 
@@ -29,7 +29,7 @@ def write(directory: Path, promises: Path, kill_at_line: int) -> None:
 
 
 def die_at(line: int) -> None:
-    package, executed = str(Path(atomic.__file__).parent), 0
+    package, executed = str(Path(cache_writer.__file__).parent), 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal executed
