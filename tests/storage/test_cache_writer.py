@@ -100,7 +100,11 @@ def test_response_that_does_not_fit_its_rows_or_its_line_is_not_written(
     ]
     with CacheWriter(tmp_path / "c", CACHE_META) as writer:
         assert_refused(
-            (words, partial(writer.add, dataclasses.replace(response, **fields), dataclasses.replace(rows, **arrays)), words)
+            (
+                words,
+                partial(writer.add, dataclasses.replace(response, **fields), dataclasses.replace(rows, **arrays)),
+                words,
+            )
             for fields, arrays, words in cases
         )
         writer.flush()

@@ -25,11 +25,12 @@ CONFIG: dict[str, Any] = {
     "hidden_act": "silu",
     "torch_dtype": "bfloat16",
 }
-FILES = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+INDEX = "model.safetensors.index.json"
 
 
-def _tensors(seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(seed)
+def _tensors() -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
     return {f"layer.{i}.{name}": rng.random((96, 64), np.float32) for i in range(2) for name in ("q", "up", "down")}
 
 
@@ -38,89 +39,71 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    save_file(_tensors(), folder / FILES[0])
-    save_file({"head": np.ones((100, 64), np.float32)}, folder / FILES[1])
+    save_file(_tensors(), folder / FIRST)
+    save_file({"head": np.ones((100, 64), np.float32)}, folder / SECOND)
     return folder
 
 
-def _index(model: Path, **files: str) -> None:
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-
-
-def _of_config(folder: Path, config: dict[str, Any]) -> str:
-    (folder / "config.json").write_text(json.dumps(config))
-    return model_fingerprint(folder)
+def _fingerprint_with(path: Path, content: object) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return model_fingerprint(path.parent)
 
 
 def test_scheme_is_pinned_because_saved_weights_depend_on_it(model: Path, tmp_path: Path) -> None:
-    assert _of_config(tmp_path, CONFIG) == "8d852f4d96f0f47195799aaa69c130f7"
     assert model_fingerprint(model) == "9baacb13ccec507009f86eedcc1c9c2e"
+    of_config = _fingerprint_with(tmp_path / "config.json", CONFIG)
+    assert of_config == "8d852f4d96f0f47195799aaa69c130f7"
+    for name in (FIRST, SECOND):
+        (model / name).unlink()
+    assert model_fingerprint(model) == of_config
+    assert _fingerprint_with(model / INDEX, {"weight_map": {"a": "model.safetensors"}}) == of_config
 
 
-def test_what_does_not_make_the_model_does_not_count(model: Path, tmp_path: Path) -> None:
+def test_what_does_not_make_the_model_does_not_count(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = model_fingerprint(model)
     (model / "README.md").write_text("hello")
-    (model / "generation_config.json").write_text("{}")
     (tmp_path / "link").symlink_to(model)
     shutil.copytree(model, tmp_path / "elsewhere")
     for path in (str(model), f"{model}/", tmp_path / "link", tmp_path / "elsewhere"):
         assert model_fingerprint(path) == before
     other = dict(reversed(CONFIG.items())) | {"torch_dtype": "float16", "time_step_limit": [0.0, float("inf")]}
-    (model / "config.json").write_text(json.dumps(other, indent=4))
-    _index(model, a=FILES[0], b=FILES[1])
+    assert _fingerprint_with(model / "config.json", other) == before
     save_file({"x": np.ones(3, np.float32)}, model / "consolidated.safetensors")
-    assert model_fingerprint(model) == before
-
-
-def test_architecture_counts_in_a_text_config_too(model: Path) -> None:
-    before = model_fingerprint(model)
-    for name, value in (("hidden_act", "gelu"), ("num_hidden_layers", 3), ("quantization_config", {"bits": 4})):
-        assert _of_config(model, CONFIG | {name: value}) != before, name
-    one, other = ({"model_type": "vl", "text_config": {"hidden_size": size}} for size in (64, 65))
-    assert _of_config(model, one) != _of_config(model, other)
-
-
-def test_fine_tuning_of_any_single_tensor_is_another_model(model: Path) -> None:
-    before = model_fingerprint(model)
-    for name in _tensors():
-        tensors = _tensors()
-        tensors[name] = tensors[name] * np.float32(1.001)
-        save_file(tensors, model / FILES[0])
-        assert model_fingerprint(model) != before, name
-
-
-def test_renamed_or_missing_weight_file_is_another_model(model: Path, tmp_path: Path) -> None:
-    before, of_config = model_fingerprint(model), _of_config(tmp_path, CONFIG)
-    renamed = (model / FILES[1]).rename(model / "model-00003-of-00003.safetensors")
-    assert model_fingerprint(model) != before
-    renamed.unlink()
-    assert model_fingerprint(model) != before
-    (model / FILES[0]).unlink()
-    assert model_fingerprint(model) == of_config
-    _index(model, a="model.safetensors")
-    assert model_fingerprint(model) == of_config
-
-
-def test_large_files_are_sampled_and_many_tensors_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _fingerprint_with(model / INDEX, {"weight_map": {"a": FIRST, "b": SECOND}}) == before
+    # Of large files the middle of some tensors is read.
     monkeypatch.setattr(fingerprint, "_SAMPLE_BYTES", 16)
     monkeypatch.setattr(fingerprint, "_MAX_SAMPLES", 3)
-    before = model_fingerprint(model)
-    tensors = _tensors()
+    sampled, tensors = model_fingerprint(model), _tensors()
     for tensor in tensors.values():
-        tensor.reshape(-1)[:3] += 1  # the edges, which no sample sees
-    save_file(tensors, model / FILES[0])
-    assert model_fingerprint(model) == before
+        tensor.reshape(-1)[:3] += 1
+    save_file(tensors, model / FIRST)
+    assert model_fingerprint(model) == sampled
+
+
+def test_every_change_of_architecture_tensors_or_files_is_another_model(model: Path) -> None:
+    found = [model_fingerprint(model)]
+    for change in ({"hidden_act": "gelu"}, {"num_hidden_layers": 3}, {"quantization_config": {"bits": 4}}):
+        found.append(_fingerprint_with(model / "config.json", CONFIG | change))
+    for size in (64, 65):
+        config = {"model_type": "vl", "text_config": {"hidden_size": size}}
+        found.append(_fingerprint_with(model / "config.json", config))
+    for name, tensor in _tensors().items():
+        save_file(_tensors() | {name: tensor * np.float32(1.001)}, model / FIRST)
+        found.append(model_fingerprint(model))
+    renamed = (model / SECOND).rename(model / "model-00003-of-00003.safetensors")
+    found.append(model_fingerprint(model))
+    renamed.unlink()
+    found.append(model_fingerprint(model))
+    assert len(set(found)) == len(found) == 14
 
 
 def test_broken_weight_files_and_what_is_not_a_model_folder_are_refused(model: Path, tmp_path: Path) -> None:
-    def named_with(file: Path, content: bytes) -> None:
-        file.write_bytes(content)
-        model_fingerprint(file.parent)
-
     def safetensors(header: bytes) -> bytes:
         return len(header).to_bytes(8, "little") + header
 
-    whole = (model / FILES[1]).read_bytes()
+    whole = (model / SECOND).read_bytes()
     contents = [
         b"",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
@@ -131,16 +114,14 @@ def test_broken_weight_files_and_what_is_not_a_model_folder_are_refused(model: P
         whole[:-1],
         whole + b"x",
     ]
-    weights, config = model / FILES[1], tmp_path / "config.json"
-    words = f"{weights.name} is not a whole safetensors file"
-    assert_refused((data, partial(named_with, weights, data), words) for data in contents)
-    weights.write_bytes(whole)
-    _index(model, a="../x.safetensors")
+    words = f"{SECOND} is not a whole safetensors file"
+    assert_refused((data, partial(_fingerprint_with, model / SECOND, data), words) for data in contents)
+    config, index = tmp_path / "config.json", {"weight_map": {"a": "../x.safetensors"}}
     cases = [
-        (partial(model_fingerprint, model), r"index\.json lists '\.\./x\.safetensors', which is not there"),
+        (partial(_fingerprint_with, model / INDEX, index), r"index\.json lists '\.\./x\.safetensors', which is not"),
         (partial(model_fingerprint, "org/name"), "org/name is not a folder; give the model's local folder"),
         (partial(model_fingerprint, tmp_path), r"config\.json cannot be read .No such file"),
-        (partial(named_with, config, b"[]"), r"config\.json is not a model's config\.json .it is a list"),
-        (partial(named_with, config, b"{"), r"config\.json is not a model's config\.json .*line 1"),
+        (partial(_fingerprint_with, config, b"[]"), r"config\.json is not a model's config\.json .it is a list"),
+        (partial(_fingerprint_with, config, b"{"), r"config\.json is not a model's config\.json .*line 1"),
     ]
     assert_refused((words, call, words) for call, words in cases)

@@ -17,46 +17,39 @@ from nex_vllm.storage import prompts, read_prompts, read_responses
 CHAT = [{"role": "user", "content": "hi", "name": "me"}]
 
 
-def _file(tmp_path: Path, *lines: object) -> Path:
-    path = tmp_path / "in.jsonl"
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return path
+def _read(read: Any, path: Path, content: bytes | list[dict[str, Any]]) -> Any:
+    """Write a file and read it."""
+    lines = content if isinstance(content, bytes) else "".join(json.dumps(line) + "\n" for line in content).encode()
+    path.write_bytes(lines)
+    return read(path)
 
 
-def test_prompts_keep_text_messages_ids_lines_and_unknown_fields(tmp_path: Path) -> None:
+def test_lines_keep_text_messages_ids_and_unknown_fields(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"prompt": "a", "answer": [1, {"x": None}], "line": 7, "fields": "mine"},
         {"id": "chat", "messages": CHAT},
         {"prompt": "c", "messages": None, "id": None},
     ]
-    found = read_prompts(_file(tmp_path, *lines))
-    assert [(p.id, p.line, p.prompt, p.messages) for p in found] == [
-        ("1", 1, "a", None),
-        ("chat", 2, None, CHAT),
-        ("3", 3, "c", None),
-    ]
+    found = _read(read_prompts, tmp_path / "p", lines)
+    places = [("1", 1, "a", None), ("chat", 2, None, CHAT), ("3", 3, "c", None)]
+    assert [(p.id, p.line, p.prompt, p.messages) for p in found] == places
     assert [p.fields for p in found] == lines
-
-
-def test_responses_keep_text_or_token_ids_and_may_share_an_id(tmp_path: Path) -> None:
-    lines: list[dict[str, Any]] = [
+    lines = [
         {"prompt": "a", "response": "x", "id": "p1", "gold": 1, "text": 5, "token_ids": "unknown"},
-        {"messages": CHAT, "response_token_ids": [0, 5], "id": "p1"},
+        {"messages": CHAT, "response_token_ids": [0, 5], "id": "p1"},  # of the same prompt
     ]
-    responses = read_responses(_file(tmp_path, *lines))
+    responses = _read(read_responses, tmp_path / "r", lines)
     assert [(r.id, r.line, r.text, r.token_ids) for r in responses] == [("p1", 1, "x", None), ("p1", 2, None, [0, 5])]
     assert [r.fields for r in responses] == lines
 
 
 def test_blank_lines_marks_and_separators_are_read_as_editors_write_them(tmp_path: Path) -> None:
-    found = read_prompts(_file(tmp_path, "", {"prompt": "a"}, "  \t", '{"prompt": "b\u2028c\x85d"}', ""))
-    assert [(p.id, p.prompt) for p in found] == [("2", "a"), ("4", "b\u2028c\x85d")]
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b\\u2028\\ud83d\\ude00"}')
-    assert [p.prompt for p in read_prompts(path)] == ["a", "b\u2028\U0001f600"]
+    content = '\ufeff{"prompt": "a"}\r\n\n  \t\n{"prompt": "b\u2028c\x85d"}\n\n{"prompt": "\\u2028\\ud83d\\ude00"}'
+    found = _read(read_prompts, tmp_path / "p", content.encode())
+    assert [(p.id, p.prompt) for p in found] == [("1", "a"), ("4", "b\u2028c\x85d"), ("6", "\u2028\U0001f600")]
 
 
-BAD_PROMPTS = [
+BAD_LINES: list[tuple[str | bytes, str]] = [
     ("{", "expected one JSON object, but input data was truncated"),
     ('{"prompt": "a"} x', r"trailing characters \(byte 17\)"),
     ("null", "expected `object`, got `null`"),
@@ -74,63 +67,51 @@ BAD_PROMPTS = [
     ('{"messages": ["hi"]}', r"`messages\[0\]`: expected `object`, got `str`"),
     ('{"messages": [{"role": "user"}]}', r"`messages\[0\]`: object missing required field `content`"),
 ]
-
-BAD_RESPONSES: list[tuple[dict[str, Any], str]] = [
-    ({}, "expected exactly one of `response` and `response_token_ids`, found none"),
-    ({"response": "a", "response_token_ids": [1]}, "`response` and `response_token_ids`, found both"),
-    ({"response": ""}, "`response`: expected `str` of length >= 1"),
-    ({"response_token_ids": []}, "`response_token_ids`: expected `array` of length >= 1"),
-    ({"response_token_ids": [1, -1]}, r"`response_token_ids\[1\]`: expected `int` >= 0"),
-    ({"response_token_ids": [True]}, "expected `int`, got `bool`"),
-    ({"response_token_ids": [2**31]}, "expected `int` <= 2147483647"),
+BAD_RESPONSES: list[tuple[str, str]] = [
+    ("", "expected exactly one of `response` and `response_token_ids`, found none"),
+    (', "response": "a", "response_token_ids": [1]', "`response` and `response_token_ids`, found both"),
+    (', "response": ""', "`response`: expected `str` of length >= 1"),
+    (', "response_token_ids": []', "`response_token_ids`: expected `array` of length >= 1"),
+    (', "response_token_ids": [1, -1]', r"`response_token_ids\[1\]`: expected `int` >= 0"),
+    (', "response_token_ids": [true]', "expected `int`, got `bool`"),
+    (', "response_token_ids": [2147483648]', "expected `int` <= 2147483647"),
 ]
 
 
 def test_malformed_line_is_named_by_file_and_line(tmp_path: Path) -> None:
-    def read_with(read: Any, line: str | bytes) -> None:
+    cases = [(read, line, words) for line, words in BAD_LINES for read in (read_prompts, read_responses)]
+    cases += [(read_responses, f'{{"prompt": "a"{fields}}}', words) for fields, words in BAD_RESPONSES]
+    for read, line, words in cases:
         data = b'{"prompt": "fine", "response": "fine"}\n\n' + (line if isinstance(line, bytes) else line.encode())
-        (tmp_path / "in.jsonl").write_bytes(data + b"\n")
-        read(tmp_path / "in.jsonl")
-
-    cases = [(read, line, words) for line, words in BAD_PROMPTS for read in (read_prompts, read_responses)]
-    cases += [(read_responses, json.dumps({"prompt": "a"} | fields), words) for fields, words in BAD_RESPONSES]
-    assert_refused(
-        (line, partial(read_with, read, line), rf"^(?i:{tmp_path}/in.jsonl:3: .*{words})")
-        for read, line, words in cases
-    )
+        call = partial(_read, read, tmp_path / "in.jsonl", data)
+        assert_refused([(line, call, rf"^(?i:{tmp_path}/in.jsonl:3: .*{words})")])
 
 
-def test_repeated_id_of_a_prompt_is_refused_with_both_lines(tmp_path: Path) -> None:
-    lines = [{"prompt": "x", "id": "a"}, {"prompt": "y"}, {"prompt": "z", "id": "a"}]
-    message = refusal(read_prompts, _file(tmp_path, *lines))
-    assert ":3: id 'a' is already used on line 1" in (message or "was read")
-    message = refusal(read_prompts, _file(tmp_path, {"prompt": "x", "id": "2"}, {"prompt": "y"}))
-    assert ":2: id '2' is already used on line 1 (a line without `id`" in (message or "was read")
-
-
-def test_line_beyond_the_bound_and_what_is_no_file_of_prompts_are_refused(
+def test_repeated_ids_long_lines_and_what_is_no_file_of_prompts_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prompts, "MAX_LINE_BYTES", 100)
-    contents = {
-        b'{"prompt": "a"}\n{"prompt": "%b"}\n' % (b"a" * 200): "in.jsonl:2: the line has more than 100 bytes",
-        b"": "in.jsonl is empty, expected a prompts file",
-        b"\n \n": "is empty",
-        b"\xef\xbb\xbf": "is empty",
-    }
-    for content, words in contents.items():
-        (tmp_path / "in.jsonl").write_bytes(content)
-        assert words in (refusal(read_prompts, tmp_path / "in.jsonl") or "was read")
-    message = refusal(read_responses, tmp_path / "none")
-    assert message == f"{tmp_path}/none cannot be read (No such file or directory); give the path of a responses file"
-    assert "cannot be read (Is a directory)" in (refusal(read_prompts, tmp_path) or "was read")
+    path = tmp_path / "in.jsonl"
+    contents: list[tuple[Any, str]] = [
+        (
+            [{"prompt": "x", "id": "a"}, {"prompt": "y"}, {"prompt": "z", "id": "a"}],
+            ":3: id 'a' is already used on line 1",
+        ),
+        ([{"prompt": "x", "id": "2"}, {"prompt": "y"}], ":2: id '2' is already used on line 1 .a line without `id`"),
+        ([{"prompt": "a"}, {"prompt": "a" * 200}], "in.jsonl:2: the line has more than 100 bytes"),
+        (b"", "in.jsonl is empty, expected a prompts file"),
+        (b"\xef\xbb\xbf\n \n", "is empty"),
+    ]
+    assert_refused((content, partial(_read, read_prompts, path, content), words) for content, words in contents)
+    missing = f"^{tmp_path}/none cannot be read .No such file or directory.; give the path of a responses file$"
+    assert_refused([("none", partial(read_responses, tmp_path / "none"), missing)])
+    assert_refused([("folder", partial(read_prompts, tmp_path), "cannot be read .Is a directory")])
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.binary(max_size=200) | st.text(max_size=80).map(str.encode))
 def test_any_bytes_are_read_or_refused_in_one_sentence(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
-    path.write_bytes(data)
     for read in (read_prompts, read_responses):
-        message = refusal(read, path)
+        message = refusal(_read, read, path, data)
         assert message is None or str(path) in message
