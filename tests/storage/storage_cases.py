@@ -1,20 +1,24 @@
-"""Data for the storage tests: small caches whose rows follow from the response's id alone."""
+"""What the storage tests share: small caches whose rows follow from the response's id alone, a writer to be killed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import signal
+import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.errors import InputError
-from nex_vllm.storage import CachedResponse, CacheMeta, CacheReader, CacheWriter, WeightsFile, WeightsMeta
+from nex_vllm.storage import CachedResponse, CacheMeta, CacheReader, CacheWriter, WeightsFile, WeightsMeta, cache_writer
 
 NUM_LAYERS, WIDTH, ROW_TOKENS = 4, 48, 8
 CACHE_META = CacheMeta("tiny", "f" * 32, NUM_LAYERS, WIDTH, 20, ROW_TOKENS)
@@ -62,6 +66,29 @@ def write_cache(directory: Path, *responses: str) -> Path:
     with CacheWriter(directory, CACHE_META) as writer:
         add(writer, *responses)
     return directory
+
+
+def write_and_die(directory: Path, promises: Path, responses: list[str], line: int) -> None:
+    """Add responses, two a commit, and name in ``promises`` what is committed; SIGKILL at that line of our package."""
+    cache_writer.COMMIT_RESPONSES = 2
+    executed = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal executed
+        if not frame.f_code.co_filename.startswith(str(Path(cache_writer.__file__).parent)):
+            return None
+        executed += event == "line"
+        if executed == line:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    if line:
+        sys.settrace(trace)
+    with promises.open("ab", buffering=0) as said, CacheWriter(directory, CACHE_META) as writer:
+        for name in responses:
+            if name not in writer.finished:
+                add(writer, name)
+            said.write("".join(f"{done}\n" for done in writer.finished).encode())
 
 
 def only_shard(directory: Path) -> Path:
@@ -113,10 +140,10 @@ def full_disk(failing: int = 1) -> Iterator[None]:
     assert calls >= failing
 
 
-def refusal(call: Callable[..., object], *arguments: object) -> str | None:
+def refusal(call: Callable[..., object], *arguments: object, **options: Any) -> str | None:
     """The message with which a call refuses its input, None where it takes it; any other failure goes through."""
     try:
-        call(*arguments)
+        call(*arguments, **options)
     except InputError as error:
         message = str(error)
     else:
@@ -126,14 +153,11 @@ def refusal(call: Callable[..., object], *arguments: object) -> str | None:
     return message
 
 
-def assert_refused(cases: Iterable[tuple[object, Callable[[], object], str]]) -> None:
-    """Every case (what it is, what to call, regular expression of the message) is refused in these words."""
-    wrong = []
-    for case, call, words in cases:
-        message = refusal(call)
-        if message is None or not re.search(words, message):
-            wrong.append(f"{case!r:.200}: expected {words!r}, got {message!r}")
-    assert not wrong, "\n".join(wrong)
+def assert_refused(words: str, call: Callable[..., object], *arguments: object, **options: Any) -> None:
+    """The call refuses its input in these words, a regular expression."""
+    message = refusal(call, *arguments, **options)
+    assert message is not None, f"not refused: {arguments!r:.300}, expected {words!r}"
+    assert re.search(words, message), f"{arguments!r:.300}: expected {words!r}, got {message!r}"
 
 
 def make_weights(count: int = 40) -> WeightsFile:

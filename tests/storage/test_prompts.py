@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +52,15 @@ BAD_LINES: list[tuple[str | bytes, str]] = [
     ("{", "expected one JSON object, but input data was truncated"),
     ('{"prompt": "a"} x', r"trailing characters \(byte 17\)"),
     ("null", "expected `object`, got `null`"),
-    ('{"prompt": NaN}', r"invalid character \(byte 11\)"),
     ('{"x": ' + "[" * 200_000, "recursion"),
     ('{"prompt": "\\ud800"}', "half of a surrogate pair"),
     (b'{"prompt": "\xff"}', "utf-8"),
-    ('{"prompt": 1' + "0" * 5000 + "}", "out of range"),
     ("{}", "expected exactly one of `prompt` and `messages`, found none"),
     ('{"prompt": "a", "messages": [{"role": "", "content": ""}]}', "`prompt` and `messages`, found both"),
     ('{"prompt": 5}', r"`prompt`: expected `str \| null`, got `int`"),
     ('{"prompt": ""}', "`prompt`: expected `str` of length >= 1"),
     ('{"prompt": "a", "id": ""}', "`id`: expected `str` of length >= 1"),
     ('{"messages": []}', "`messages`: expected `array` of length >= 1"),
-    ('{"messages": ["hi"]}', r"`messages\[0\]`: expected `object`, got `str`"),
     ('{"messages": [{"role": "user"}]}', r"`messages\[0\]`: object missing required field `content`"),
 ]
 BAD_RESPONSES: list[tuple[str, str]] = [
@@ -83,29 +79,23 @@ def test_malformed_line_is_named_by_file_and_line(tmp_path: Path) -> None:
     cases += [(read_responses, f'{{"prompt": "a"{fields}}}', words) for fields, words in BAD_RESPONSES]
     for read, line, words in cases:
         data = b'{"prompt": "fine", "response": "fine"}\n\n' + (line if isinstance(line, bytes) else line.encode())
-        call = partial(_read, read, tmp_path / "in.jsonl", data)
-        assert_refused([(line, call, rf"^(?i:{tmp_path}/in.jsonl:3: .*{words})")])
+        assert_refused(rf"^(?i:{tmp_path}/in.jsonl:3: .*{words})", _read, read, tmp_path / "in.jsonl", data)
 
 
-def test_repeated_ids_long_lines_and_what_is_no_file_of_prompts_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_ids_long_lines_and_empty_or_no_files_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(prompts, "MAX_LINE_BYTES", 100)
-    path = tmp_path / "in.jsonl"
     contents: list[tuple[Any, str]] = [
-        (
-            [{"prompt": "x", "id": "a"}, {"prompt": "y"}, {"prompt": "z", "id": "a"}],
-            ":3: id 'a' is already used on line 1",
-        ),
+        ([{"prompt": "x", "id": "a"}, {"prompt": "y", "id": "a"}], ":2: id 'a' is already used on line 1"),
         ([{"prompt": "x", "id": "2"}, {"prompt": "y"}], ":2: id '2' is already used on line 1 .a line without `id`"),
         ([{"prompt": "a"}, {"prompt": "a" * 200}], "in.jsonl:2: the line has more than 100 bytes"),
         (b"", "in.jsonl is empty, expected a prompts file"),
         (b"\xef\xbb\xbf\n \n", "is empty"),
     ]
-    assert_refused((content, partial(_read, read_prompts, path, content), words) for content, words in contents)
+    for content, words in contents:
+        assert_refused(words, _read, read_prompts, tmp_path / "in.jsonl", content)
     missing = f"^{tmp_path}/none cannot be read .No such file or directory.; give the path of a responses file$"
-    assert_refused([("none", partial(read_responses, tmp_path / "none"), missing)])
-    assert_refused([("folder", partial(read_prompts, tmp_path), "cannot be read .Is a directory")])
+    assert_refused(missing, read_responses, tmp_path / "none")
+    assert_refused("cannot be read .Is a directory", read_prompts, tmp_path)
 
 
 @settings(max_examples=200, deadline=None)
