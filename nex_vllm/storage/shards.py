@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from nex_vllm.algorithm.rows import ResponseRows, RowBounds
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import write_atomically
-from nex_vllm.storage.files import abbreviate, as_input_error, decode_object, require_regular_file
+from nex_vllm.storage.files import abbreviate, as_input_error, decode_object
 from nex_vllm.storage.metadata import CacheMeta
 
 SCHEMA = pa.schema(
@@ -119,7 +119,6 @@ def index_shard(path: Path, meta: CacheMeta) -> ShardIndex:
     Raises `InputError` for other bytes, another ``meta``, no sound Parquet file with all columns, or rows of a response
     that are apart from each other or out of order.
     """
-    require_regular_file(path, "a shard of an activation cache")
     _, digest = parse_shard_name(path)
     num_tokens: dict[str, int] = {}
     with _reading(path) as handle:

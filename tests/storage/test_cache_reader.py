@@ -17,17 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storage_cases import (
-    ALL_KEYS,
-    CACHE_META,
-    add,
-    assert_cache_is_sound,
-    assert_refused,
-    assert_same_rows,
-    make_rows,
-    only_shard,
-    write_cache,
-)
+from storage_cases import ALL_KEYS, CACHE_META, add, make_rows, write_cache
+from storage_checks import assert_cache_is_sound, assert_refused, assert_same, put
 
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.storage import CachedResponse, CacheReader, CacheWriter, cache_reader, cache_writer, prompts, shards
@@ -46,11 +37,11 @@ TABLE: dict[str, Any] = {
 }
 
 
-def _foreign_cache(directory: Path, columns: dict[str, Any] | None = None, listed: str = "ab") -> Path:
+def _foreign_cache(directory: Path, columns: dict[str, Any] | None = None) -> Path:
     """As another program, or nex-vllm 0.1.0, writes it: no digest in the shard's name or in the texts."""
     directory.mkdir(exist_ok=True)
-    (directory / "meta.json").write_text(json.dumps({"note": 1} | META, indent=2))
-    (directory / "responses.jsonl").write_text("".join(json.dumps({"id": name}) + "\n" for name in listed))
+    put(directory / "meta.json", {"note": 1} | META)
+    (directory / "responses.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n')
     kept = {name: column for name, column in (TABLE | (columns or {})).items() if column is not None}
     pq.write_table(pa.table(kept), directory / "rows-000000.parquet")
     return directory
@@ -62,10 +53,9 @@ def _read(directory: Path) -> list[ResponseRows]:
 
 def test_files_are_what_the_contract_says_and_plain_pyarrow_reads_them(tmp_path: Path) -> None:
     directory = write_cache(tmp_path / "c", *NAMES)
-    shard = only_shard(directory)
+    shard = next(directory.glob("rows-*"))
     assert shard.name == f"rows-000000-{hashlib.sha256(shard.read_bytes()).hexdigest()}.parquet"
-    files = {".lock", "meta.json", "responses.jsonl", shard.name}
-    assert {path.name for path in directory.iterdir()} == files
+    assert {path.name for path in directory.iterdir()} == {".lock", "meta.json", "responses.jsonl", shard.name}
     assert json.loads((directory / "meta.json").read_text()) == META
     file = pq.ParquetFile(shard)
     assert {file.metadata.row_group(0).column(i).compression for i in range(7)} == {"ZSTD"}
@@ -80,26 +70,15 @@ def test_files_are_what_the_contract_says_and_plain_pyarrow_reads_them(tmp_path:
     assert set().union(*lines) == {"id", "prompt", "messages", "text", "token_ids", "finish_reason", "sha256"}
 
 
-IDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
-
-
 @settings(max_examples=40, deadline=None)
-@given(
-    batches=st.lists(st.lists(IDS, max_size=4), min_size=1, max_size=4),
-    group_entries=st.sampled_from([1, 100, 1000, 1 << 20]),
-    batch_rows=st.integers(1, 5),
-)
-def test_any_ids_commits_row_groups_and_batches_round_trip(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[list[str]], group_entries: int, batch_rows: int
-) -> None:
+@given(st.lists(st.lists(st.text(min_size=1), max_size=4), max_size=4), st.sampled_from([1, 9999]), st.integers(1, 5))
+def test_any_ids_commits_and_layout_round_trip(tmp_path_factory: Any, commits: Any, group: int, batch: int) -> None:
     directory = tmp_path_factory.mktemp("c")
-    names = list(dict.fromkeys(name for batch in batches for name in batch))
-    with pytest.MonkeyPatch.context() as patch, CacheWriter(directory, CACHE_META) as writer:
-        patch.setattr(shards, "_GROUP_ENTRIES", group_entries)
-        patch.setattr(shards, "_BATCH_ROWS", batch_rows)
-        patch.setattr(shards, "_INDEX_BATCH_ROWS", batch_rows)
-        for batch in batches:
-            add(writer, *(name for name in dict.fromkeys(batch) if name not in writer.finished))
+    names = list(dict.fromkeys(name for commit in commits for name in commit))
+    sizes = {"_GROUP_ENTRIES": group, "_BATCH_ROWS": batch, "_INDEX_BATCH_ROWS": batch}
+    with mock.patch.multiple(shards, **sizes), CacheWriter(directory, CACHE_META) as writer:
+        for commit in commits:
+            add(writer, *(name for name in dict.fromkeys(commit) if name not in writer.finished))
             writer.flush()
         assert assert_cache_is_sound(directory) == set(names)
         assert [rows.response for rows in CacheReader(directory).rows()] == names
@@ -107,23 +86,18 @@ def test_any_ids_commits_row_groups_and_batches_round_trip(
 
 def test_cache_of_another_program_is_read_and_added_to_with_and_without_a_list(tmp_path: Path) -> None:
     """64 bit offsets and numbers, dictionaries, extra columns, a shuffled order, bare list lines, any shard name."""
-    table = pq.read_table(only_shard(write_cache(tmp_path / "c", *NAMES)))
-    wide = {
-        "logprob": table["logprob"],
-        "keys": table["keys"].cast(pa.large_list(pa.uint32())),
-        "masses": table["masses"].cast(pa.list_(pa.float64())),
-        "note": pa.array(["x"] * len(table)),
-        "response": table["response"].cast(pa.large_string()),
-        "row": table["row"].cast(pa.int64()),
-        **{name: table[name] for name in ("tokens", "entropy")},
-    }
+    table = pq.read_table(next(write_cache(tmp_path / "c", *NAMES).glob("rows-*")))
+    types = {"response": pa.large_string(), "keys": pa.large_list(pa.uint32()), "masses": pa.list_(pa.float64())}
+    types |= {"row": pa.int64(), "note": pa.dictionary(pa.int32(), pa.string())}
+    wide = table.append_column("note", table["response"]).select([*reversed(table.column_names), "note"])
+    wide = wide.cast(pa.schema([field.with_type(types.get(field.name, field.type)) for field in wide.schema]))
     other = _foreign_cache(tmp_path / "other")
     (other / "rows-000000.parquet").unlink()
-    pq.write_table(pa.table(wide), other / "rows-a.parquet", compression="zstd", row_group_size=7, data_page_size=200)
+    pq.write_table(wide, other / "rows-a.parquet", compression="zstd", row_group_size=7, data_page_size=200)
     (other / "responses.jsonl").write_text("".join(f'{{"id": "{name}"}}\n' for name in NAMES))
     cache = CacheReader(other)
     for found, name in zip(cache.rows(), NAMES, strict=True):
-        assert_same_rows(found, make_rows(name))
+        assert_same(found, make_rows(name))
     assert next(cache.responses()) == CachedResponse("r0", None, None, None)
     write_cache(other, "new")
     (other / "responses.jsonl").unlink()  # then every response counts, but has no text
@@ -133,16 +107,15 @@ def test_cache_of_another_program_is_read_and_added_to_with_and_without_a_list(t
     assert_refused(r"has no responses\.jsonl, so no texts", next, cache.responses())
 
 
-def test_reading_holds_a_few_responses_and_not_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_writer, "COMMIT_BYTES", 1 << 30)
-    monkeypatch.setattr(cache_writer, "COMMIT_SECONDS", 60.0)
+def test_reading_holds_a_few_responses_and_not_the_shard(tmp_path: Path) -> None:
+    one_shard = mock.patch.multiple(cache_writer, COMMIT_BYTES=1 << 30, COMMIT_SECONDS=60.0)
     count, starts, keys = 2000, np.arange(2001) * ALL_KEYS.size, np.tile(ALL_KEYS, 2000)
     tokens, masses, none = np.ones(count, np.int32), np.ones(keys.size, np.float32), np.full(count, np.nan, np.float32)
-    with CacheWriter(tmp_path / "c", CACHE_META) as writer:
+    with one_shard, CacheWriter(tmp_path / "c", CACHE_META) as writer:
         for name in NAMES:
             rows = ResponseRows(name, tokens, starts, keys, masses, none, none)
             writer.add(CachedResponse(name, token_ids=list(range(count))), rows)
-    assert only_shard(tmp_path / "c")
+    assert len(list((tmp_path / "c").glob("rows-*"))) == 1
     before = pa.total_allocated_bytes()
     peak = max(pa.total_allocated_bytes() - before for _ in CacheReader(tmp_path / "c").rows())
     assert 0 < peak < 8 * keys.size * len(NAMES) / 4
@@ -153,7 +126,6 @@ POISONED: list[tuple[str, list[float], str]] = [
     ("tokens", [8, 0], "row 1 has 0 tokens, expected 1 to 8"),
     ("tokens", [8, 9], "row 1 has 9 tokens, expected 1 to 8"),
     ("keys", [5, 1, 3], "row 0 has keys that are not strictly ascending"),
-    ("keys", [1, 1, 3], "row 0 has keys that are not strictly ascending"),
     ("keys", [1, 5, 4 << 16], "row 1 has a key of layer 4, but the model has 4 layers"),
     ("keys", [1, 48, 3], "row 0 has a key of unit 48, but a layer has 48 units"),
     ("masses", [1, 0, 1], "row 0 has the mass 0.0, expected a positive"),
@@ -183,14 +155,12 @@ def test_poisoned_rows_are_neither_written_nor_read(tmp_path: Path) -> None:
 BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
     *(({name: None}, "does not exist") for name in TABLE),
     ({"tokens": pa.array([8, 1 << 40, 8])}, "not a sound Parquet file .Integer value"),
-    ({"keys": pa.array([1, 2, 3], pa.uint32())}, "not a sound Parquet file"),
     ({"keys": pa.array([[1, 5], [], [0, 1, -2]], pa.list_(pa.int64()))}, "not a sound Parquet file .Integer value"),
     ({"response": pa.array(["a", None, "b"])}, "Casting field 'response' with null"),
     ({"keys": pa.array([[1, 5], None, [0, 1, 2]], KEYS)}, "Casting field 'keys' with null"),
     ({"keys": pa.array([[1, None], [], [0, 1, 2]], KEYS)}, "nulls inside of lists"),
     ({"masses": pa.array([[1, None], [], [1, 2, 3]], MASSES)}, "nulls inside of lists"),
     ({"masses": pa.array([[1], [2.5], [1, 2, 3]], MASSES)}, "lists of keys and of masses that differ in length"),
-    ({"row": pa.array([1, 2, 0], pa.int32())}, "rows of response 'a' do not count from 0"),
     ({"row": pa.array([0, 2, 0], pa.int32())}, "rows of response 'a' do not count from 0"),
     ({"response": pa.array(["a", "b", "a"]), "row": pa.array([0, 0, 1])}, "rows of response 'a' are not consecutive"),
 ]
@@ -207,9 +177,6 @@ def test_shard_that_breaks_the_format_or_contradicts_other_files_is_refused(tmp_
     for content in (b"", b"PAR1PAR1", b"x" * 5000, whole[:-1]):
         shard.write_bytes(content)
         assert_refused(f"{shard} is not a sound Parquet file", _read, tmp_path / "c")
-    shard.unlink()
-    shard.mkdir()
-    assert_refused("rows-000000.parquet is a directory", CacheReader, tmp_path / "c")
     twice, other = _foreign_cache(tmp_path / "twice"), _foreign_cache(tmp_path / "other")
     (twice / "rows-000001.parquet").write_bytes(whole)
     assert_refused("rows-000001.parquet: response 'a' is in rows-000000.parquet too; delete one", CacheReader, twice)
@@ -219,7 +186,7 @@ def test_shard_that_breaks_the_format_or_contradicts_other_files_is_refused(tmp_
 
 def test_digest_is_checked_before_arrow_opens_a_shard_and_then_meta(tmp_path: Path) -> None:
     directory = write_cache(tmp_path / "c", "a", "b")
-    shard, text = only_shard(directory), (directory / "meta.json").read_text()
+    shard, text = next(directory.glob("rows-*")), (directory / "meta.json").read_text()
     for old, new in (('"top_k": 20', '"top_k": 30'), ('"tiny"', '"tidy"'), ("f" * 32, "e" * 32)):
         assert old in text
         (directory / "meta.json").write_text(text.replace(old, new))
@@ -236,8 +203,7 @@ def test_digest_is_checked_before_arrow_opens_a_shard_and_then_meta(tmp_path: Pa
 
 def test_bad_meta_is_refused_and_so_is_what_is_no_cache(tmp_path: Path) -> None:
     cases: list[tuple[Any, str]] = [
-        ("", "meta.json: expected one JSON object, but"),
-        ("[]", "expected `object`, got `array`"),
+        (b"", "meta.json: expected one JSON object, but"),
         (META | {"model": "\ud800"}, "half of a surrogate pair"),
         ({}, "is not the meta.json of .* its format is None, expected 'nex-cache/1'"),
         (META | {"format": "nex-cache/2"}, "has format 'nex-cache/2', .*upgrade nex-vllm"),
@@ -248,11 +214,9 @@ def test_bad_meta_is_refused_and_so_is_what_is_no_cache(tmp_path: Path) -> None:
     ]
     directory = _foreign_cache(tmp_path / "c")
     for content, words in cases:
-        (directory / "meta.json").write_text(content if isinstance(content, str) else json.dumps(content))
-        assert_refused(words, CacheReader, directory)
+        assert_refused(words, CacheReader, put(directory / "meta.json", content).parent)
     (directory / "meta.json").unlink()
     assert_refused("it has no meta.json", CacheReader, directory)
-    assert_refused("it is a file", CacheReader, directory / "responses.jsonl")
     assert_refused("it does not exist; give", CacheReader, tmp_path / "none")
 
 
@@ -261,9 +225,7 @@ def test_bad_line_of_the_list_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     sealed = (write_cache(tmp_path / "ours", "c") / "responses.jsonl").read_text().rstrip()
     changed = "was changed or damaged after it was written"
     cases = [
-        ("[1]", "expected `object`, got `array`"),
         ("{}", "missing required field `id`"),
-        ('{"id": ""}', "`id`: expected `str` of length >= 1"),
         ('{"id": "a"}', "response 'a' is listed twice"),
         ('{"id": "c", "token_ids": [1, "2"]}', r"`token_ids\[1\]`: expected `int`, got `str`"),
         (sealed.replace('"id":"c"', '"id":"d"'), changed),
@@ -288,6 +250,6 @@ def test_damaged_files_are_refused_or_read_as_they_were() -> None:
     assert run.returncode == 0, run.stderr
     counts = json.loads(run.stdout)
     assert counts["weights: refused"] > 150
-    assert counts["shard: refused"] > 40
+    assert counts["rows: refused"] > 40
     assert counts["meta.json: refused"] + counts["responses.jsonl: refused"] > 30
     assert counts["responses.jsonl: loaded in part"] > 0
