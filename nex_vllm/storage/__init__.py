@@ -8,8 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nex_vllm.storage.atomic import atomic_output, check_writable_output, refuse_output_inside, write_atomically
-from nex_vllm.storage.files import abbreviate, error_reason, read_json_object
+from nex_vllm.storage.atomic import atomic_output, check_writable_output
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.metadata import CacheMeta, WeightsMeta
 from nex_vllm.storage.prompts import GivenResponse, Prompt, read_prompts, read_responses
@@ -30,22 +29,17 @@ __all__ = [
     "SelectorFile",
     "WeightsFile",
     "WeightsMeta",
-    "abbreviate",
     "atomic_output",
     "check_fits",
     "check_selector_fits",
     "check_writable_output",
-    "error_reason",
     "load_selector",
     "load_weights",
     "model_fingerprint",
-    "read_json_object",
     "read_prompts",
     "read_responses",
-    "refuse_output_inside",
     "save_selector",
     "save_weights",
-    "write_atomically",
 ]
 
 _LATER = {"CachedResponse": "cache_reader", "CacheReader": "cache_reader", "CacheWriter": "cache_writer"}

@@ -23,10 +23,8 @@ def as_write_error(path: StrPath) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NexError(
-            f"{path} could not be written ({error_reason(error)}); what was finished before is kept: free space, or "
-            "give another path, and try again"
-        ) from error
+        remedy = "what was finished before is kept: free space, or give another path, and try again"
+        raise NexError(f"{path} could not be written ({error_reason(error)}); {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -71,14 +69,6 @@ def sync_directory(directory: StrPath) -> None:
         os.close(descriptor)
 
 
-def refuse_output_inside(path: StrPath, source: StrPath) -> None:
-    """Raise `InputError` for an output that is the file ``source``, also by a link, or lies in that directory."""
-    target, read = Path(path).resolve(), Path(source).resolve()
-    if target.is_relative_to(read) or (target.exists() and read.exists() and target.samefile(read)):
-        where = "inside" if read.is_dir() else "the file"
-        raise InputError(f"the output {path} is {where} {source}, which is read; give a path outside of what is read")
-
-
 def check_writable_output(path: StrPath, force: bool = False, source: StrPath | None = None) -> None:
     """Refuse an output path that could not be written at the end, before the long work that leads there.
 
@@ -87,11 +77,10 @@ def check_writable_output(path: StrPath, force: bool = False, source: StrPath | 
     """
     if os.fspath(path) in {"", "-"}:
         raise InputError(f"the output is {os.fspath(path)!r}, expected a file; standard output is not written to")
-    if source is not None:
-        refuse_output_inside(path, source)
-    target = Path(path)
-    remedy = "give a path in a directory that exists and that you can write to"
+    target, remedy = Path(path), "give a path in a directory that exists and that you can write to"
     with as_input_error(f"the output {path} cannot be written", remedy, ValueError):
+        if source is not None and _is_inside(target, Path(source)):
+            raise InputError(f"the output {path} is {source}, which is read, or in it; give a path outside of it")
         if target.exists() and not (force and target.is_file()):
             kind = "already exists" if target.is_file() else "is a directory" if target.is_dir() else "is not a file"
             advice = ", or --force to replace it" if target.is_file() else ""
@@ -102,7 +91,12 @@ def check_writable_output(path: StrPath, force: bool = False, source: StrPath | 
         probe.unlink()
 
 
+def _is_inside(target: Path, source: Path) -> bool:
+    """Return whether the target is the source, also by a link, or lies in that directory."""
+    is_same = target.exists() and source.exists() and target.samefile(source)
+    return is_same or target.resolve().is_relative_to(source.resolve())
+
+
 def _temporary(path: StrPath) -> Path:
     """Return a new hidden name beside ``path``."""
-    target = Path(path)
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    return Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")

@@ -30,8 +30,9 @@ CACHE_FORMAT = "nex-cache/1"
 META_NAME = "meta.json"
 LIST_NAME = "responses.jsonl"
 
+_CHANGED = "was changed or damaged after it was written (its sha256"
 _WHAT = "the meta.json of a nex-vllm activation cache"
-_SEAL = re.compile(rb',"([^"]{6})":"([^"]{64})"\}$')
+_SEAL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\s*$')
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,7 @@ class CacheReader:
         if self.missing:
             raise NexError(
                 f"the cache {self.directory} lists {self.num_listed} responses, but has the rows of {len(self)} only "
-                f"({abbreviate(self.missing[0])} has none): a rows-*.parquet is gone; put it back, or run `nex-vllm "
-                "record` on this cache again"
+                f"({abbreviate(self.missing[0])} has none); put the missing rows-*.parquet back, or record again"
             )
 
     def responses(self) -> Iterator[CachedResponse]:
@@ -117,8 +117,7 @@ def _locate(shards: list[ShardIndex], listed: dict[str, tuple[int, bool]] | None
     """Return the shard of each response that counts; ``listed``: id -> (tokens, 0 where unknown; line has a sha256).
 
     A kill between a shard and its lines leaves rows that do not count, and the next run records those responses again:
-    of two shards of ours the later one counts. Raises `InputError` where the later is another program's, where a
-    response has rows for another number of tokens than its line, or a shard of ours and a line without a sha256.
+    of two shards of ours the later one counts.
     """
     found: dict[str, ShardIndex] = {}
     for shard in shards:
@@ -130,16 +129,13 @@ def _locate(shards: list[ShardIndex], listed: dict[str, tuple[int, bool]] | None
                 found[response] = shard
     for response, shard in found.items():
         expected, is_sealed = (listed or {}).get(response, (0, True))
+        name, num_tokens = abbreviate(response), shard.num_tokens[response]
         if shard.has_digest and not is_sealed:
-            raise InputError(
-                f"{shard.path.with_name(LIST_NAME)}: the line of response {abbreviate(response)} was changed or "
-                "damaged after it was written (its sha256 is gone); delete the line and record again"
-            )
-        if expected and expected != shard.num_tokens[response]:
-            raise InputError(
-                f"{shard.path}: response {abbreviate(response)} has rows for {shard.num_tokens[response]} tokens, but "
-                f"{LIST_NAME} lists {expected}; delete this file and record again"
-            )
+            where = f"{shard.path.with_name(LIST_NAME)}: the line of response {name}"
+            raise InputError(f"{where} {_CHANGED} is gone); delete the line and record again")
+        if expected and expected != num_tokens:
+            problem = f"response {name} has rows for {num_tokens} tokens, but {LIST_NAME} lists {expected}"
+            raise InputError(f"{shard.path}: {problem}; delete this file and record again")
     return found
 
 
@@ -185,12 +181,10 @@ def read_cache_meta(directory: Path) -> CacheMeta:
 
 def _unseal(line: bytes, where: str) -> tuple[bytes, bool]:
     """Return the text of a line without its sha256, and whether it had one; `InputError` where the text differs."""
-    text = line.rstrip()
-    found = _SEAL.search(text, max(0, len(text) - 96))
-    # Damage may hit the member's name: six characters before 64 hexadecimal digits are a sha256 all the same.
-    if found is None or (found[1] != b"sha256" and not re.fullmatch(b"[0-9a-f]{64}", found[2])):
-        return text, False
-    body = text[: found.start()] + b"}"
-    if found[1] != b"sha256" or found[2] != hashlib.sha256(body).hexdigest().encode():
-        raise InputError(f"{where} was changed or damaged after it was written (its sha256 differs); record again")
-    return body, True
+    found = _SEAL.search(line, max(0, len(line) - 96))
+    if found is None:
+        return line, False
+    text = line[: found.start()] + b"}"
+    if found[1] != hashlib.sha256(text).hexdigest().encode():
+        raise InputError(f"{where} {_CHANGED} differs); record again")
+    return text, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -55,10 +56,9 @@ def read_prompts(path: StrPath) -> list[Prompt]:
     for prompt in prompts:
         earlier = first_use.setdefault(prompt.id, prompt.line)
         if earlier != prompt.line:
-            raise InputError(
-                f"{path}:{prompt.line}: id {abbreviate(prompt.id)} is already used on line {earlier} (a line without "
-                "`id` has its line number); give each prompt an id of its own"
-            )
+            problem = f"id {abbreviate(prompt.id)} is already used on line {earlier}"
+            remedy = "(a line without `id` has its line number); give each prompt an id of its own"
+            raise InputError(f"{path}:{prompt.line}: {problem} {remedy}")
     return prompts
 
 
@@ -80,11 +80,9 @@ def _read(path: StrPath, what: str, kind: type[P]) -> list[P]:
     found = []
     with as_input_error(f"{path} cannot be read", f"give the path of {what}"), Path(path).open("rb") as handle:
         for number, raw in bounded_lines(handle, path):
-            line, where = (
-                (raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).strip(b" \t\r\n"),
-                f"{path}:{number}",
-            )
+            line = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).strip(b" \t\r\n")
             if line:
+                where = f"{path}:{number}"
                 fields = decode_object(line, where, dict[str, Any])
                 convert(fields, _Chat, where)
                 name = str(number) if fields.get("id") is None else fields["id"]

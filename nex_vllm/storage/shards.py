@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from nex_vllm.algorithm.rows import ResponseRows, RowBounds
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import write_atomically
-from nex_vllm.storage.files import abbreviate, as_input_error, convert, require_regular_file
+from nex_vllm.storage.files import abbreviate, as_input_error, decode_object
 from nex_vllm.storage.metadata import CacheMeta
 
 SCHEMA = pa.schema(
@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
 
 _META_KEY = b"nex-cache"
 _NULLABLE = {"entropy", "logprob"}
+_ARRAYS = ("tokens", "keys", "masses", "entropy", "logprob")
 _REMEDY = "delete this file and record again to replace its responses"
 _GROUP_ENTRIES = 1 << 20  # of a row group: 8 MiB of keys and masses
 _BATCH_ROWS = 128  # rows decoded at a time: two million entries of a usual model
@@ -60,10 +61,9 @@ _NAME = re.compile(r"(?:orphaned-)?rows-([0-9]+)(?:-([0-9a-f]{64}))?\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """A shard, its number (-1 where another program named it), and the response tokens of its responses by id."""
+    """A shard, whether its name has a digest, and the number of response tokens of its responses by id."""
 
     path: Path
-    number: int
     has_digest: bool
     num_tokens: dict[str, int]
 
@@ -80,25 +80,20 @@ def write_shard(directory: Path, number: int, responses: Sequence[ResponseRows],
     Keys are stored as differences and masses byte by byte, which halves the size and costs less time than it
     saves in compression. The file is built in memory, where its responses are already, since its name needs its bytes.
     """
-
-    def joined(name: str) -> npt.NDArray[Any]:
-        return np.concatenate([getattr(rows, name) for rows in responses])
-
-    sizes, keys = np.concatenate([np.diff(rows.indptr) for rows in responses]), joined("keys")
+    joined = {name: np.concatenate([getattr(rows, name) for rows in responses]) for name in _ARRAYS}
+    sizes = np.concatenate([np.diff(rows.indptr) for rows in responses])
     # A list column has 32 bit offsets; two billion entries are not what models give in two seconds.
     offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
-    table = pa.table(
-        [
-            pa.array([rows.response for rows in responses for _ in range(rows.num_rows)], pa.string()),
-            np.concatenate([np.arange(rows.num_rows, dtype=np.int32) for rows in responses]),
-            joined("tokens"),
-            pa.ListArray.from_arrays(offsets, keys),
-            pa.ListArray.from_arrays(offsets, joined("masses")),
-            pa.array(joined("entropy"), from_pandas=True),
-            pa.array(joined("logprob"), from_pandas=True),
-        ],
-        schema=SCHEMA,
-    )
+    columns = [
+        pa.array([rows.response for rows in responses for _ in range(rows.num_rows)], pa.string()),
+        np.concatenate([np.arange(rows.num_rows, dtype=np.int32) for rows in responses]),
+        joined["tokens"],
+        pa.ListArray.from_arrays(offsets, joined["keys"]),
+        pa.ListArray.from_arrays(offsets, joined["masses"]),
+        pa.array(joined["entropy"], from_pandas=True),
+        pa.array(joined["logprob"], from_pandas=True),
+    ]
+    table = pa.table(columns, schema=SCHEMA)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -110,7 +105,7 @@ def write_shard(directory: Path, number: int, responses: Sequence[ResponseRows],
         store_schema=False,  # Parquet's own types say it all; a second description could only disagree
         write_page_checksum=True,
     ) as writer:
-        writer.write_table(table, row_group_size=max(1, len(table) * _GROUP_ENTRIES // max(1, len(keys))))
+        writer.write_table(table, row_group_size=max(1, len(table) * _GROUP_ENTRIES // max(1, len(joined["keys"]))))
         writer.add_key_value_metadata({_META_KEY: json.dumps(asdict(meta))})
     data = sink.getvalue()
     path = directory / f"rows-{number:06d}-{hashlib.sha256(data).hexdigest()}.parquet"
@@ -124,27 +119,24 @@ def index_shard(path: Path, meta: CacheMeta) -> ShardIndex:
     Raises `InputError` for other bytes, another ``meta``, no sound Parquet file with all columns, or rows of a response
     that are apart from each other or out of order.
     """
-    require_regular_file(path, "a shard of an activation cache")
-    number, digest = parse_shard_name(path)
+    _, digest = parse_shard_name(path)
     num_tokens: dict[str, int] = {}
     with _reading(path) as handle:
         if digest is not None:
             if hashlib.file_digest(handle, "sha256").hexdigest() != digest:
                 raise InputError(f"{path} was changed or damaged: its sha256 is not the one in its name; {_REMEDY}")
             stated = (pq.ParquetFile(handle).schema_arrow.metadata or {}).get(_META_KEY)
-            if stated is not None and convert(json.loads(stated), CacheMeta, str(path)) != meta:
-                raise InputError(
-                    f"{path} was recorded as {stated.decode()}, but meta.json, which was changed or is of another "
-                    "cache, says otherwise; put the right file back"
-                )
+            if stated is not None and decode_object(stated, str(path), CacheMeta) != meta:
+                remedy = "which was changed or is of another cache, says otherwise; put the right file back"
+                raise InputError(f"{path} was recorded as {stated.decode()}, but meta.json, {remedy}")
         for response, columns in _responses(handle, ["response", "row", "tokens"], _INDEX_BATCH_ROWS):
+            where, row = f"{path}: the rows of response {abbreviate(response)}", columns["row"].to_numpy()
             if response in num_tokens:
-                raise InputError(f"{path}: the rows of response {abbreviate(response)} are not consecutive; {_REMEDY}")
-            row = columns["row"].to_numpy()
+                raise InputError(f"{where} are not consecutive; {_REMEDY}")
             if not np.array_equal(row, np.arange(len(row))):
-                raise InputError(f"{path}: the rows of response {abbreviate(response)} do not count from 0; {_REMEDY}")
+                raise InputError(f"{where} do not count from 0; {_REMEDY}")
             num_tokens[response] = int(columns["tokens"].to_numpy().sum(dtype=np.int64))
-    return ShardIndex(path, number, digest is not None, num_tokens)
+    return ShardIndex(path, digest is not None, num_tokens)
 
 
 def read_shard(index: ShardIndex, bounds: RowBounds, wanted: Collection[str]) -> Iterator[ResponseRows]:

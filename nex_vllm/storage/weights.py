@@ -15,14 +15,7 @@ from safetensors.numpy import save
 from nex_vllm.algorithm.rows import find_wrong_key
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import check_writable_output, write_atomically
-from nex_vllm.storage.files import (
-    StrPath,
-    abbreviate,
-    as_input_error,
-    check_format,
-    convert,
-    require_regular_file,
-)
+from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, check_format, convert, require_regular_file
 from nex_vllm.storage.metadata import WeightsMeta
 
 WEIGHTS_FORMAT = "nex-weights/1"
@@ -55,7 +48,7 @@ def save_weights(path: StrPath, file: WeightsFile, force: bool = False) -> None:
     convert(strings, WeightsMeta, where, strict=False)
     _check_arrays(file, where)
     keys, weights = np.ascontiguousarray(file.keys), np.ascontiguousarray(file.weights)
-    strings[_DIGEST] = content_digest(strings, keys, weights)
+    strings[_DIGEST] = _content_digest(strings, keys, weights)
     write_atomically(path, save({"keys": keys, "weights": weights}, metadata=strings))
 
 
@@ -115,14 +108,12 @@ def check_fits(
     ):
         if served is not None and learned != served:
             old, new = (words.format(abbreviate(value)) for value in (learned, served))
-            raise InputError(
-                f"{source} was calibrated on {abbreviate(meta.model)} with {old}, but what is served has {new}; "
-                f"{remedy}"
-            )
+            origin = f"{source} was calibrated on {abbreviate(meta.model)} with {old}"
+            raise InputError(f"{origin}, but what is served has {new}; {remedy}")
     return meta.model_fingerprint != model_fingerprint
 
 
-def content_digest(strings: dict[str, str], keys: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32]) -> str:
+def _content_digest(strings: dict[str, str], keys: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32]) -> str:
     """Return the SHA-256 of the metadata but ``sha256``, as JSON in the order of names, of the keys and the weights."""
     described = {name: value for name, value in sorted(strings.items()) if name != _DIGEST}
     digest = hashlib.sha256(json.dumps(described).encode())
@@ -141,11 +132,11 @@ def _check_digest(path: StrPath, file: WeightsFile, strings: dict[str, str]) -> 
     stated = strings.get(_DIGEST)
     if stated is not None:
         known = {name: value for name, value in strings.items() if name in _KNOWN}
-        sound = stated in {content_digest(entries, file.keys, file.weights) for entries in (strings, known)}
+        is_sound = stated in {_content_digest(entries, file.keys, file.weights) for entries in (strings, known)}
     else:
         renamed = (len(name) == len(_DIGEST) and re.fullmatch("[0-9a-f]{64}", strings[name]) for name in strings)
-        sound = not file.meta.created_with.startswith(_OURS) and not any(renamed)
-    if not sound:
+        is_sound = not file.meta.created_with.startswith(_OURS) and not any(renamed)
+    if not is_sound:
         problem = "was changed or damaged after it was written (its sha256 differs or is gone)"
         raise InputError(f"{path} {problem}; copy it again or calibrate again")
 
@@ -154,10 +145,8 @@ def _check_arrays(file: WeightsFile, where: str) -> None:
     """Raise `InputError` where the arrays break the format; ``where`` starts the message."""
     keys, weights = file.keys, file.weights
     if keys.dtype != np.uint32 or weights.dtype != np.float32 or keys.ndim != 1 or keys.shape != weights.shape:
-        raise InputError(
-            f"{where}: keys are {keys.dtype} {list(keys.shape)} and weights {weights.dtype} {list(weights.shape)}, "
-            "expected uint32 [m] and float32 [m]"
-        )
+        problem = f"keys are {keys.dtype} {list(keys.shape)} and weights {weights.dtype} {list(weights.shape)}"
+        raise InputError(f"{where}: {problem}, expected uint32 [m] and float32 [m]")
     wrong = find_wrong_key(keys, file.meta.bounds)
     if wrong is not None:
         raise InputError(f"{where} has {wrong[1]}; calibrate again")

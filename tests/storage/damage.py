@@ -15,8 +15,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-from storage_cases import CACHE_META, assert_cache_is_sound, make_weights, memory_or, refusal, write_cache
+from storage_cases import CACHE_META, make_weights, write_cache
+from storage_checks import assert_cache_is_sound, assert_same, refusal
 
 from nex_vllm.storage import CacheReader, CacheWriter, cache_writer, load_weights, save_weights
 
@@ -25,26 +25,26 @@ NAMES = {f"r{number}" for number in range(6)}
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
     """Bytes with one to four changes of one kind; not always different."""
-    out = bytearray(data)
-    kind = rng.choice(["byte", "byte", "bit", "cut", "block", "copy", "insert", "delete"])
+    kind = rng.choice(["byte", "bit", "cut", "zeros", "noise", "copy", "insert", "delete"])
     if kind == "cut":
-        return bytes(out[: rng.randrange(len(out))])
+        return data[: rng.randrange(len(data))]
     for _ in range(rng.randint(1, 4)):
         # Near the ends too: that is where headers and footers are.
-        at = rng.choice([rng.randrange(len(out)), min(rng.randrange(200), len(out) - 1)])
-        at = rng.choice([at, len(out) - 1 - at])
-        old = bytes(out[at : at + rng.randint(1, 64)])
-        other = rng.randrange(len(out) - len(old) + 1)
+        at = rng.choice([rng.randrange(len(data)), rng.randrange(min(200, len(data)))])
+        at = rng.choice([at, len(data) - 1 - at])
+        old = data[at : at + rng.randint(1, 64)]
+        other = rng.randrange(len(data) - len(old) + 1)
         new = {
             "byte": rng.randbytes(1) + old[1:],
             "bit": bytes([old[0] ^ 1 << rng.randrange(8)]) + old[1:],
-            "block": rng.choice([bytes(len(old)), rng.randbytes(len(old))]),
-            "copy": bytes(out[other : other + len(old)]),
+            "zeros": bytes(len(old)),
+            "noise": rng.randbytes(len(old)),
+            "copy": data[other : other + len(old)],
             "insert": rng.randbytes(len(old)) + old,
-            "delete": b"" if len(out) > len(old) else old,
+            "delete": old[:1],
         }
-        out[at : at + len(old)] = new[kind]
-    return bytes(out)
+        data = data[:at] + new[kind] + data[at + len(old) :]
+    return data
 
 
 def read_weights(path: Path) -> str:
@@ -52,10 +52,7 @@ def read_weights(path: Path) -> str:
     if message is not None:
         assert str(path) in message
         return "refused"
-    loaded, saved = load_weights(path), make_weights()
-    np.testing.assert_array_equal(loaded.keys, saved.keys)
-    np.testing.assert_array_equal(loaded.weights, saved.weights)
-    assert loaded.meta == saved.meta
+    assert_same(load_weights(path), make_weights())
     return "loaded as it was"
 
 
@@ -73,40 +70,37 @@ def read_cache(directory: Path) -> str:
     return "loaded as it was" if found[0] == NAMES else "loaded in part"
 
 
+def read_without_digests(directory: Path) -> str:
+    """Read it as a cache of another program, of which nothing says what it was."""
+    for shard in directory.glob("rows-*"):
+        shard.rename(shard.with_name(f"{shard.name[:11]}.parquet"))
+    return "refused" if refusal(lambda: list(CacheReader(directory).rows())) else "loaded"
+
+
 def main(number: int, seed: int) -> None:
     faulthandler.enable()
     cache_writer.COMMIT_RESPONSES = 2
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(dir=memory_or(None)) as name:
-        whole, copy, weights = Path(name) / "whole", Path(name) / "copy", Path(name) / "w.safetensors"
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        whole, copy = Path(name) / "whole", Path(name) / "copy"
         write_cache(whole, *sorted(NAMES))
-        save_weights(weights, make_weights())
-        data = weights.read_bytes()
         files = sorted(path.name for path in whole.iterdir() if path.name != ".lock")
+        save_weights(whole / "weights", make_weights())
         for case in range(number):
             rng = random.Random(f"{seed} {case}")
-            if case % 2:
-                weights.write_bytes(damaged(data, rng))
-                counts[f"weights: {read_weights(weights)}"] += 1
-                continue
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(whole, copy)
-            target = copy / rng.choice(files)
-            kind = "shard" if target.name.startswith("rows") else target.name
-            if case % 8 == 0:  # as a cache of another program
-                kind = f"without digests, {kind}"
-                for shard in copy.glob("rows-*"):
-                    renamed = shard.rename(shard.with_name(f"{shard.name[:11]}.parquet"))
-                    target = renamed if target == shard else target
+            target = copy / ("weights" if case % 2 else rng.choice(files))
+            target.write_bytes(damaged(target.read_bytes(), rng))
             if rng.random() < 0.05:
                 target.unlink()
-            else:
-                target.write_bytes(damaged(target.read_bytes(), rng))
-            if case % 8 == 0:
-                message = refusal(lambda: list(CacheReader(copy).rows()))
-                counts[f"{kind}: {'refused' if message else 'loaded'}"] += 1
-            else:
+            kind = target.name.partition("-")[0]
+            if case % 2:
+                counts[f"{kind}: {read_weights(target)}"] += 1
+            elif case % 8:
                 counts[f"{kind}: {read_cache(copy)}"] += 1
+            else:
+                counts[f"without digests, {kind}: {read_without_digests(copy)}"] += 1
     print(json.dumps({"cases": number, "seed": seed, **dict(sorted(counts.items()))}, indent=1))
 
 
