@@ -1,4 +1,4 @@
-"""The two file formats, activation cache and weights, and the files of prompts and responses that a user gives.
+"""The file formats (activation cache, weights, learned selector), and the prompts and responses that a user gives.
 
 What needs pyarrow is loaded on first use: an engine worker reads weights and no cache.
 """
@@ -12,6 +12,7 @@ from nex_vllm.storage.atomic import atomic_output, check_writable_output
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.metadata import CacheMeta, WeightsMeta
 from nex_vllm.storage.prompts import GivenResponse, Prompt, read_prompts, read_responses
+from nex_vllm.storage.selector_file import SelectorFile, check_selector_fits, load_selector, save_selector
 from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -25,15 +26,19 @@ __all__ = [
     "CachedResponse",
     "GivenResponse",
     "Prompt",
+    "SelectorFile",
     "WeightsFile",
     "WeightsMeta",
     "atomic_output",
     "check_fits",
+    "check_selector_fits",
     "check_writable_output",
+    "load_selector",
     "load_weights",
     "model_fingerprint",
     "read_prompts",
     "read_responses",
+    "save_selector",
     "save_weights",
 ]
 
