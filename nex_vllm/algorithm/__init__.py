@@ -5,6 +5,7 @@ Pure numpy; scikit-learn and hmmlearn are loaded when the first response is segm
 
 from nex_vllm.algorithm.baselines import SELECTORS, CandidateTrace, Selector, UnrecordedError, get_selector
 from nex_vllm.algorithm.credit import Credit
+from nex_vllm.algorithm.judgement import Judgement, judge_response
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.algorithm.scores import Masses, best_candidate, model_score, weighted_masses
 from nex_vllm.algorithm.summary import CalibrationSummary
@@ -15,6 +16,7 @@ __all__ = [
     "CalibrationSummary",
     "CandidateTrace",
     "Credit",
+    "Judgement",
     "Masses",
     "NeuronWeights",
     "ResponseRows",
@@ -23,6 +25,7 @@ __all__ = [
     "WeightAccumulator",
     "best_candidate",
     "get_selector",
+    "judge_response",
     "model_score",
     "weighted_masses",
 ]

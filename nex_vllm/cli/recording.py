@@ -254,6 +254,7 @@ def _cached_response(result: EngineResult) -> tuple[CachedResponse, ResponseRows
         finish_reason=candidate.finish_reason,
         prompt=wanted.prompt.prompt,
         messages=wanted.prompt.messages,
+        prompt_id=wanted.prompt.id,
     )
     return response, rows
 
