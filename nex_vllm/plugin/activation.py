@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.ledger_check import require_all
 from nex_vllm.plugin.settings import CONFIG_KEY, DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, NexSettings, ResolvedSettings
-from nex_vllm.storage import WeightsFile, check_fits, load_weights, model_fingerprint
+from nex_vllm.storage import WeightsFile, check_fits, decode_diagnostics, load_weights, model_fingerprint
 
 logger = logging.getLogger("vllm.nex")
 
@@ -186,7 +187,19 @@ def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
     )
     if file is not None and path is not None:
         _check_weights(file, path, resolved, config)
+        _log_diagnostics(file, path)
     return resolved
+
+
+def _log_diagnostics(file: WeightsFile, path: Path) -> None:
+    """Say in the log what the calibration said about itself; nothing where the file does not tell."""
+    if file.meta.diagnostics is None:
+        return
+    diagnostics = decode_diagnostics(file.meta.diagnostics, f"{path}: metadata `diagnostics`")
+    numbers = [f"{name} {value:.4g}" for name, value in asdict(diagnostics).items() if isinstance(value, (int, float))]
+    logger.info("The weights %s were calibrated with: %s.", path, ", ".join(numbers))
+    if diagnostics.warnings:
+        logger.warning("The calibration of %s warns: %s.", path, "; ".join(diagnostics.warnings))
 
 
 def _check_weights(file: WeightsFile, path: Path, settings: ResolvedSettings, config: Any) -> None:
