@@ -1,4 +1,4 @@
-"""The two file formats, activation cache and weights, and the files of prompts and responses that a user gives.
+"""The file formats (activation cache, weights, table of candidates), and the files that a user gives.
 
 What needs pyarrow is loaded on first use: an engine worker reads weights and no cache.
 """
@@ -18,12 +18,14 @@ from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights, save
 if TYPE_CHECKING:
     from nex_vllm.storage.cache_reader import CachedResponse, CacheReader
     from nex_vllm.storage.cache_writer import CacheWriter
+    from nex_vllm.storage.candidates import CandidateTable, read_candidates, write_candidates
 
 __all__ = [
     "CacheMeta",
     "CacheReader",
     "CacheWriter",
     "CachedResponse",
+    "CandidateTable",
     "GivenResponse",
     "Prompt",
     "WeightsFile",
@@ -35,15 +37,24 @@ __all__ = [
     "error_reason",
     "load_weights",
     "model_fingerprint",
+    "read_candidates",
     "read_json_object",
     "read_prompts",
     "read_responses",
     "refuse_output_inside",
     "save_weights",
     "write_atomically",
+    "write_candidates",
 ]
 
-_LATER = {"CachedResponse": "cache_reader", "CacheReader": "cache_reader", "CacheWriter": "cache_writer"}
+_LATER = {
+    "CachedResponse": "cache_reader",
+    "CacheReader": "cache_reader",
+    "CacheWriter": "cache_writer",
+    "CandidateTable": "candidates",
+    "read_candidates": "candidates",
+    "write_candidates": "candidates",
+}
 
 
 def __getattr__(name: str) -> Any:
