@@ -12,7 +12,7 @@ from nex_vllm.storage.atomic import atomic_output, check_writable_output, refuse
 from nex_vllm.storage.files import abbreviate, error_reason, read_json_object
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.metadata import CacheMeta, WeightsMeta
-from nex_vllm.storage.prompts import GivenResponse, Prompt, read_prompts, read_responses
+from nex_vllm.storage.prompts import GivenResponse, Problem, Prompt, read_problems, read_prompts, read_responses
 from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "CachedResponse",
     "CandidateTable",
     "GivenResponse",
+    "Problem",
     "Prompt",
     "WeightsFile",
     "WeightsMeta",
@@ -39,6 +40,7 @@ __all__ = [
     "model_fingerprint",
     "read_candidates",
     "read_json_object",
+    "read_problems",
     "read_prompts",
     "read_responses",
     "refuse_output_inside",

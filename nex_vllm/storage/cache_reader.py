@@ -39,6 +39,7 @@ class CachedResponse:
     """One finished response, a line of ``responses.jsonl``; a foreign cache may lack all but the ``id``.
 
     There is one token id for each recorded position. The prompt was text (``prompt``) or a chat (``messages``).
+    ``signals`` are numbers of this response that a choice can be made by, of a recording for a comparison.
     """
 
     id: Text
@@ -47,6 +48,7 @@ class CachedResponse:
     finish_reason: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    signals: dict[str, float | None] | None = None
 
 
 class CacheReader:
