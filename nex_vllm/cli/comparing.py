@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +11,20 @@ from typing import TYPE_CHECKING, Any
 from typer import echo
 
 from nex_vllm import __version__
-from nex_vllm.algorithm.selectors import SELECTORS
 from nex_vllm.choosing.answers import parse_extraction
 from nex_vllm.cli.comparison_report import print_comparison
 from nex_vllm.cli.engine_options import parse_engine_options
-from nex_vllm.cli.model import ModelFacts, find_model
+from nex_vllm.cli.model import find_model
 from nex_vllm.cli.outcome import InterruptedRunError
 from nex_vllm.cli.recording import RecordingInputs, RecordingPlan, record_into_cache, wanted_responses
 from nex_vllm.cli.report import progress_bar
 from nex_vllm.errors import InputError
 from nex_vllm.storage import (
     CacheReader,
-    CandidateTable,
-    check_fits,
-    load_weights,
     read_candidates,
     write_candidates,
 )
-from nex_vllm.storage.comparison_file import write_comparison
-from nex_vllm.storage.comparison_settings import SETTINGS_NAME, ComparisonSettings, check_or_write_settings
+from nex_vllm.storage.comparison_settings import ComparisonSettings, check_or_write_settings
 
 if TYPE_CHECKING:
     from nex_vllm.algorithm.learned import LearnedSelector

@@ -267,6 +267,7 @@ def _cached_response(result: EngineResult) -> tuple[CachedResponse, ResponseRows
         finish_reason=candidate.finish_reason,
         prompt=wanted.prompt.prompt,
         messages=wanted.prompt.messages,
+        prompt_id=wanted.prompt.id,
         signals=candidate.signals,
     )
     return response, rows

@@ -1,1 +1,1 @@
-"""Does choosing help? Problems, grading, selectors on the same candidates, and what can be concluded from them."""
+"""What a choice is worth: problems and grading, comparisons of selectors, resampling, diagnostics; no engine is needed."""

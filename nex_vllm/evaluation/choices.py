@@ -77,10 +77,7 @@ def select_rows(
 ) -> npt.NDArray[np.int64]:
     """Return the row that a selector chooses for each problem, int64 [P]."""
     return np.array(
-        [
-            group.start + selector.select(values[group].tolist(), finished[group].tolist())
-            for group in table.groups
-        ],
+        [group.start + selector.select(values[group].tolist(), finished[group].tolist()) for group in table.groups],
         dtype=np.int64,
     )
 

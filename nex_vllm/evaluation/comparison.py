@@ -74,15 +74,15 @@ def compare(
         InputError: no problem has two candidates.
     """
     if int(table.counts.max()) < 2:
-        raise InputError("there is one candidate a problem, so there is nothing to choose from; sample two or more (-n)")
+        raise InputError(
+            "there is one candidate a problem, so there is nothing to choose from; sample two or more (-n)"
+        )
     choices = make_choices(table, names, learned=learned, seed=seed)
     graded = np.array([all(grade is not None for grade in table.correct[group]) for group in table.groups])
     results = selector_results(table, choices.rows, graded, seed)
     nex = _nex_result(table, choices, graded, seed)
     if nex is not None and resampling is not None and "nex" in results:
-        interval = gain_interval_over_calibrations(
-            resampling.evidence, resampling.sums, table, graded, seed=seed
-        )
+        interval = gain_interval_over_calibrations(resampling.evidence, resampling.sums, table, graded, seed=seed)
         if interval is not None:
             results["nex"] = replace(
                 results["nex"], gain_low_calibration=interval.low, gain_high_calibration=interval.high
@@ -121,9 +121,7 @@ def selector_results(
         return {name: SelectorResult(mean_tokens=length) for name, length in lengths.items()}
     correct = np.array([float(grade or 0) for grade in table.correct])
     random = np.array([correct[group].mean() for group in table.groups])[graded]
-    right = {
-        name: random if name == "random" else correct[rows][graded] for name, rows in chosen.items()
-    }
+    right = {name: random if name == "random" else correct[rows][graded] for name, rows in chosen.items()}
     gains = np.column_stack([hits - random for hits in right.values()])
     intervals = mean_intervals(gains, seed=seed)
     return {
@@ -141,9 +139,7 @@ def selector_results(
     }
 
 
-def _nex_result(
-    table: CandidateTable, choices: Choices, graded: npt.NDArray[np.bool_], seed: int
-) -> NexResult | None:
+def _nex_result(table: CandidateTable, choices: Choices, graded: npt.NDArray[np.bool_], seed: int) -> NexResult | None:
     """Return figure 7's three numbers, and what the score knows beyond length; None without scores or grades."""
     if "nex" not in choices.rows or not graded.any():
         return None
@@ -156,9 +152,7 @@ def _nex_result(
     for group, is_graded in zip(table.groups, graded.tolist(), strict=True):
         known = finished[group] & ~np.isnan(score[group])
         if is_graded:
-            told.append(
-                (score[group][known], correct[group][known], table.num_tokens[group][known].astype(np.float64))
-            )
+            told.append((score[group][known], correct[group][known], table.num_tokens[group][known].astype(np.float64)))
     control = control_length(told, seed=seed)
     return NexResult(
         best=float(correct[choices.rows["nex"]][graded].mean()),
@@ -175,8 +169,10 @@ def _nex_result(
 
 def _measured(estimate: Estimate) -> Measured:
     interval = estimate.interval
-    return Measured(estimate.value, None, None) if interval is None else Measured(
-        estimate.value, interval.low, interval.high
+    return (
+        Measured(estimate.value, None, None)
+        if interval is None
+        else Measured(estimate.value, interval.low, interval.high)
     )
 
 

@@ -12,8 +12,8 @@ from nex_vllm.algorithm.learned import LearnedSelector, standardise
 from nex_vllm.algorithm.selectors import SELECTORS
 from nex_vllm.algorithm.signals import SIGNALS
 from nex_vllm.errors import InputError
-from nex_vllm.evaluation.comparison import selector_results
 from nex_vllm.evaluation.choices import finished_candidates, make_choices, select_rows, signal_column
+from nex_vllm.evaluation.comparison import selector_results
 from nex_vllm.storage import CandidateTable
 from nex_vllm.storage.comparison_file import SelectorResult
 

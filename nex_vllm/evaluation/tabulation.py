@@ -79,9 +79,7 @@ def tabulate(
     return replace(table, signals=kept)
 
 
-def grade_table(
-    table: CandidateTable, problems: Sequence[Problem], grader: str
-) -> tuple[CandidateTable, str | None]:
+def grade_table(table: CandidateTable, problems: Sequence[Problem], grader: str) -> tuple[CandidateTable, str | None]:
     """Return the table with its grades, and a sentence about answers that could not be compared.
 
     Raises:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nex_vllm.storage.atomic import atomic_output, check_writable_output, refuse_output_inside, write_atomically
+from nex_vllm.storage.diagnostics import Diagnostics, decode_diagnostics
 from nex_vllm.storage.files import abbreviate, error_reason, read_json_object
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.metadata import CacheMeta, WeightsMeta
@@ -26,6 +27,7 @@ __all__ = [
     "CacheWriter",
     "CachedResponse",
     "CandidateTable",
+    "Diagnostics",
     "GivenResponse",
     "Problem",
     "Prompt",
@@ -35,6 +37,7 @@ __all__ = [
     "atomic_output",
     "check_fits",
     "check_writable_output",
+    "decode_diagnostics",
     "error_reason",
     "load_weights",
     "model_fingerprint",
