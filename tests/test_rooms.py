@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Every edge of the map. `errors` is known to all and left out; `nex_vllm` is the package's own top level.
 MAP = {
     "algorithm": (),
-    "records": (),
+    "records": ("algorithm",),
     "kernels": (),
     "storage": ("algorithm",),
     "recording": ("algorithm", "kernels", "records"),
@@ -33,6 +33,7 @@ EDGES = [(room, other) for room, others in MAP.items() for other in others]
 HOMES = {
     "vllm": {"plugin", "nex_vllm_plugin"},
     "torch": {"kernels", "recording", "plugin"},
+    "re2": {"choosing"},
     "triton": {"kernels"},
     "numba": {"kernels"},
     "msgspec": {"storage", "plugin"},
