@@ -69,7 +69,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     prompts: options.OptionalPrompts = None,
     from_cache: options.FromCache = None,
     cache: options.OptionalCache = None,
-    samples: options.Samples = 1,
+    samples: options.Samples = 4,
     top_k: options.TopK = 2000,
     row_tokens: options.RowTokens = 32,
     max_tokens: options.MaxTokens = None,
@@ -79,6 +79,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     credit: options.Credit = CreditName.INTRODUCED,
     rho: options.Rho = 0.95,
     min_run: options.MinRun = 2,
+    json_out: options.JsonOut = None,
     force: options.Force = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -105,7 +106,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     short_help="Sample responses and keep their activations, to calibrate from.",
     epilog="\b\nExamples:\n"
     "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache\n"
-    "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache --samples 4 --row-tokens 16\n"
+    "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache --samples 8 --row-tokens 16\n"
     "  nex-vllm calibrate --from-cache cache --out weights.safetensors\n\n"
     + engine_options.HELP.format("record MODEL --prompts P --cache C"),
 )
@@ -114,7 +115,7 @@ def record(  # noqa: PLR0913, PLR0917 - one argument per flag
     model: options.Model,
     prompts: options.Prompts,
     cache: options.Cache,
-    samples: options.Samples = 1,
+    samples: options.Samples = 4,
     top_k: options.TopK = 2000,
     row_tokens: options.RowTokens = 32,
     max_tokens: options.MaxTokens = None,
@@ -278,7 +279,7 @@ def _recording_plan(context: typer.Context) -> RecordingPlan:
     return _plan(RecordingPlan, context)
 
 
-_LEARNING_FLAGS = frozenset({"out", "from_cache", "credit", "rho", "min_run", "force", "verbose"})
+_LEARNING_FLAGS = frozenset({"out", "from_cache", "credit", "rho", "min_run", "json_out", "force", "verbose"})
 _TABLE_FLAGS = frozenset({"source", "out", "selectors", "selector_file", "force", "verbose"})
 
 

@@ -30,9 +30,9 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def path_option(metavar: str, help: str) -> Any:  # noqa: A002 - typer's own word
-    """Declare a flag that takes a path."""
-    return typer.Option(metavar=metavar, parser=_path, help=help, show_default=False)
+def path_option(metavar: str, help: str, *names: str) -> Any:  # noqa: A002 - typer's own word
+    """Declare a flag that takes a path; ``names`` where it is not called like its argument."""
+    return typer.Option(*names, metavar=metavar, parser=_path, help=help, show_default=False)
 
 
 MODEL_HELP = "A model's folder, or its name on the Hugging Face hub."
@@ -47,6 +47,9 @@ OptionalPrompts = Annotated[Path | None, path_option("FILE", PROMPTS_HELP)]
 Responses = Annotated[Path, path_option("FILE", RESPONSES_HELP)]
 Weights = Annotated[Path, path_option("WEIGHTS", "The weights file to score with.")]
 WeightsOut = Annotated[Path, path_option("WEIGHTS", "The weights file to write.")]
+JsonOut = Annotated[
+    Path | None, path_option("FILE", "Write the summary and the diagnostics to this file too, as JSON.", "--json")
+]
 ScoresOut = Annotated[Path, path_option("FILE", "The JSON lines file to write.")]
 Cache = Annotated[Path, path_option("DIR", "The activation cache: a new directory, or one to go on with.")]
 OptionalCache = Annotated[
@@ -65,7 +68,15 @@ DemoOut = Annotated[
 Inspected = Annotated[
     Path, typer.Argument(metavar="PATH", parser=_path, help="A weights file, or the directory of a cache.")
 ]
-Samples = Annotated[int, typer.Option(min=1, metavar="N", help="Responses for each prompt.")]
+Samples = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Responses for each prompt. One makes the calibration a lottery, which chooses otherwise when it is "
+        "repeated, and the diagnostics that would say so need at least two.",
+    ),
+]
 TopK = Annotated[int, typer.Option(min=1, metavar="K", help="Neurons kept per token, over all layers together.")]
 RowTokens = Annotated[int, typer.Option(min=1, metavar="W", help="Response tokens per row.")]
 MaxTokens = Annotated[

@@ -56,7 +56,7 @@ class RecordingPlan:
         if self.temperature == 0 and self.samples > 1:
             raise InputError(
                 f"--temperature 0 gives the same response every time, so --samples {self.samples} would record it "
-                f"{self.samples} times; leave --samples at 1 or raise --temperature"
+                f"{self.samples} times; give --samples 1, or raise --temperature"
             )
 
 

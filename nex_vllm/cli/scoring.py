@@ -15,7 +15,7 @@ from nex_vllm.algorithm.scores import model_score
 from nex_vllm.cli.engine_options import REFUSED_BY_SCORE, parse_engine_options
 from nex_vllm.cli.model import ModelFacts, find_model
 from nex_vllm.cli.outcome import InterruptedRunError
-from nex_vllm.cli.report import format_decimal, progress_bar
+from nex_vllm.cli.report import SCORE_DIGITS, format_decimal, progress_bar
 from nex_vllm.cli.session import EngineRequest, EngineResult, Session
 from nex_vllm.errors import NexError
 from nex_vllm.storage import (
@@ -99,8 +99,8 @@ def run_score(plan: ScoringPlan) -> None:
     if not scores:
         raise NexError(f"no response could be scored; see the `error` of each line in {plan.out}")
     echo(
-        f"mean score {format_decimal(model_score(scores), 4)} over {len(scores)} responses (the model's score on these "
-        "prompts)"
+        f"mean score {format_decimal(model_score(scores), SCORE_DIGITS)} over {len(scores)} responses (the model's "
+        "score on these prompts)"
     )
     echo(f"wrote {plan.out}")
 

@@ -13,7 +13,7 @@ from tests.cli.conftest import Command, Run
 
 SAMPLING = "--prompts --cache --samples --top-k --row-tokens --max-tokens --temperature --top-p --seed"
 COMMANDS = {
-    "calibrate": f"{SAMPLING} --out --force --from-cache --credit --rho --min-run",
+    "calibrate": f"{SAMPLING} --out --force --from-cache --credit --rho --min-run --json",
     "record": SAMPLING,
     "score": "--weights --responses --out --force --accept-other-model response_token_ids",
     "inspect": "PATH",
