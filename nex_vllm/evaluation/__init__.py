@@ -1,1 +1,1 @@
-"""What a choice is worth: diagnostics, resampling and comparisons of what was recorded before; no engine is needed."""
+"""What a choice is worth: problems, grading, comparisons of selectors, resampling, diagnostics; it needs no engine."""

@@ -40,6 +40,7 @@ class CachedResponse:
 
     There is one token id for each recorded position. The prompt was text (``prompt``) or a chat (``messages``);
     ``prompt_id`` is the same for all responses to one prompt, and caches of earlier versions lack it.
+    ``signals`` are numbers of this response that a choice can be made by, of a recording for a comparison.
     """
 
     id: Text
@@ -49,6 +50,7 @@ class CachedResponse:
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     prompt_id: Text | None = None
+    signals: dict[str, float | None] | None = None
 
 
 class CacheReader:
