@@ -16,6 +16,7 @@ COMMANDS = {
     "calibrate": f"{SAMPLING} --out --force --from-cache --credit --rho --min-run --json",
     "record": SAMPLING,
     "score": "--weights --responses --out --force --accept-other-model response_token_ids",
+    "sweep": "--over --candidates --out --top-k --row-tokens --credit --rho --min-run --force first_cycle",
     "inspect": "PATH",
     "demo": "--problems --out",
 }
