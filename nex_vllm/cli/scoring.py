@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,6 @@ def _requests(
     session: Session, responses: list[GivenResponse], results: dict[int, dict[str, Any]], bar: Any
 ) -> Iterator[EngineRequest]:
     """Yield a request for each response that can be scored, and note in ``results`` why another cannot."""
-    from nex_vllm import SamplingParams
-
     for index, response in enumerate(responses):
         try:
             prompt = session.prompt_tokens(response)
@@ -145,10 +143,7 @@ def _requests(
         else:
             num_tokens = len(prompt) + len(given or ())
             if prompt and given and num_tokens < session.context:
-                params = SamplingParams(
-                    max_tokens=1, temperature=0.0, detokenize=False, nex_select=True, nex_response_start=len(prompt)
-                )
-                yield EngineRequest(index, [*prompt, *given], params)
+                yield forced_request(index, prompt, given)
                 continue
             problem = "the response is empty" if not given else "the prompt is empty"
             if prompt and given:
@@ -158,6 +153,16 @@ def _requests(
                 )
         results[index] = {"score": None, "error": problem}
         bar.update()
+
+
+def forced_request(tag: Any, prompt: Sequence[int], response: Sequence[int]) -> EngineRequest:
+    """Ask for the score of a given response: the engine reads it behind its prompt, and samples one token to drop."""
+    from nex_vllm import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=1, temperature=0.0, detokenize=False, nex_select=True, nex_response_start=len(prompt)
+    )
+    return EngineRequest(tag, [*prompt, *response], params)
 
 
 def _scores(result: EngineResult) -> dict[str, Any]:
