@@ -85,9 +85,10 @@ _ENCLOSING = " \t\n*`$"
 
 def one_form(answer: str) -> str | None:
     """Return an answer in its one form; None where nothing of it is left."""
-    answer = " ".join(answer.split())
-    while answer != (answer := answer.strip(_ENCLOSING).removesuffix(".").removeprefix(r"\(").removesuffix(r"\)")):
-        pass
+    enclosed, answer = None, " ".join(answer.split())
+    while answer != enclosed:
+        enclosed = answer
+        answer = answer.lstrip(_ENCLOSING).rstrip(_ENCLOSING + ".").removeprefix(r"\(").removesuffix(r"\)")
     per_cent = answer.endswith("%")
     number = as_number(answer.removesuffix("%").removesuffix("\\").rstrip() if per_cent else answer)
     if number is not None:

@@ -20,7 +20,7 @@ from nex_vllm.evaluation.diagnostics import diagnose
 from nex_vllm.evaluation.evidence import Evidence, gather_evidence, prompt_ids
 from nex_vllm.evaluation.grading import DEFAULT_EXTRACT, check_extract, check_grader, suitable_grader
 from nex_vllm.evaluation.problems import ProblemSet
-from nex_vllm.storage import CacheReader, WeightsFile, check_fits, decode_diagnostics, load_weights
+from nex_vllm.storage import CacheReader, Diagnostics, WeightsFile, check_fits, decode_diagnostics, load_weights
 
 DEFAULT_TOP_K, DEFAULT_ROW_TOKENS = 2000, 32
 
@@ -103,7 +103,7 @@ class Scoring:
 
     weights: NeuronWeights | None
     evidence: Evidence | None
-    diagnostics: dict[str, Any] | None
+    diagnostics: Diagnostics | None
     top_k: int
     row_tokens: int
     made_with: dict[str, Any]
@@ -155,7 +155,7 @@ def read_scoring(
         made_with |= {"weights": str(weights), "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     if reader is None:
         stated = None if file is None else file.meta.diagnostics
-        told = None if stated is None else decode_diagnostics(stated, str(weights)).to_json()
+        told = None if stated is None else decode_diagnostics(stated, f"{weights}: metadata `diagnostics`")
         return Scoring(learned, None, told, top_k, row_tokens, made_with)
     made_with["calibration"] = str(calibration)
     return _with_calibration(reader, file, learned, made_with, top_k, row_tokens)
@@ -186,7 +186,7 @@ def _with_calibration(
                 f"the responses in {reader.directory} gave no evidence, so there are no weights to score with; see "
                 f"`nex-vllm inspect {reader.directory}`, and record longer or more responses"
             )
-    return Scoring(learned, evidence, diagnose(calibration).to_json(), top_k, row_tokens, made_with)
+    return Scoring(learned, evidence, diagnose(calibration), top_k, row_tokens, made_with)
 
 
 def _counted(reader: CacheReader, bar: Any) -> Any:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from typer import echo
 
-from nex_vllm.cli.report import Line, print_table
-from nex_vllm.evaluation.diagnostics import MEANINGS
+from nex_vllm.cli.report import Line, print_diagnostics, print_table
 from nex_vllm.storage.comparison_file import Comparison, Measured, NexResult, SelectorResult
 
 AGREEMENT_SHOWN = 8
@@ -32,7 +31,7 @@ def print_comparison(comparison: Comparison) -> None:
         _print_agreement(comparison)
     if comparison.diagnostics is not None:
         echo()
-        _print_diagnostics(comparison.diagnostics)
+        print_diagnostics(comparison.diagnostics)
     for name, reason in comparison.left_out.items():
         echo(f"left out: {name}: {reason}", err=True)
     for note in comparison.notes:
@@ -113,15 +112,3 @@ def _print_agreement(comparison: Comparison) -> None:
         for name, row in zip(agreement.names, agreement.shares, strict=True)
     ]
     print_table(lines, right_aligned=range(1, len(names) + 1))
-
-
-def _print_diagnostics(diagnostics: Mapping[str, object]) -> None:
-    echo("the calibration, without labels")
-    lines: list[Line] = []
-    for name, meaning in MEANINGS.items():
-        value = diagnostics.get(name)
-        lines.append((name, "-" if not isinstance(value, (int, float)) else f"{value:.4g}", meaning.split(":")[0]))
-    print_table(lines)
-    warnings = diagnostics.get("warnings")
-    for warning in warnings if isinstance(warnings, (list, tuple)) else ():
-        echo(f"warning: {warning}", err=True)

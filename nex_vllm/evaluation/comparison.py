@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from nex_vllm.evaluation.choices import Choices, finished_candidates, make_choic
 from nex_vllm.evaluation.evidence import Evidence
 from nex_vllm.evaluation.statistics import Estimate, control_length, mean_intervals
 from nex_vllm.evaluation.sums import CandidateSums
-from nex_vllm.storage import CandidateTable
+from nex_vllm.storage import CandidateTable, Diagnostics
 from nex_vllm.storage.comparison_file import Agreement, Comparison, Margin, Measured, NexResult, SelectorResult
 
 NOT_COMPARED = frozenset({"random", "first", "oracle"})
@@ -54,7 +53,7 @@ def compare(
     names: Sequence[str] = tuple(SELECTORS),
     *,
     learned: LearnedSelector | None = None,
-    diagnostics: Mapping[str, Any] | None = None,
+    diagnostics: Diagnostics | None = None,
     resampling: Resampling | None = None,
     seed: int = 0,
 ) -> tuple[Comparison, CandidateTable]:
@@ -95,7 +94,7 @@ def compare(
         nex=nex,
         agreement=_agreement(table, choices),
         margins=_margins(table, choices),
-        diagnostics=None if diagnostics is None else dict(diagnostics),
+        diagnostics=diagnostics,
         left_out=choices.left_out,
         notes=_notes(table, choices, graded),
         made_with=dict(table.meta),

@@ -51,6 +51,10 @@ def _draw_accuracies(figure: Figure, comparison: Comparison) -> None:
         if result.gain_low is not None and result.gain_high is not None:
             ends = [100 * (random + result.gain_low), 100 * (random + result.gain_high)]
             left.plot(ends, [place, place], "-", color=colour)
+        if result.gain_low_calibration is not None and result.gain_high_calibration is not None:
+            ends = [100 * (random + result.gain_low_calibration), 100 * (random + result.gain_high_calibration)]
+            left.plot(ends, [place - 0.25, place - 0.25], ":", color=colour, label="over calibrations too")
+            left.legend(fontsize=8, loc="lower right")
     left.axvline(100 * random, color=_GREY, linewidth=1, linestyle=":")
     left.set_yticks(range(len(order)), order)
     left.set_xlabel("right, % (bars: 95 % interval of the difference to random)")

@@ -117,23 +117,21 @@ def control_length(
     moments = np.array([_moments(*each) for each in mixed]).reshape(len(mixed), 6)
     pairs = np.array([_pairs(*each) for each in mixed]).reshape(len(mixed), 4)
 
-    def estimate(sums: Floats, statistic: Callable[[Floats], Floats]) -> Estimate:
-        if not len(sums):
-            return Estimate(None, None)
+    sums = np.hstack([moments, pairs])
+    drawn = resampled_sums(sums, resamples=resamples, seed=seed) if len(mixed) > 1 else np.empty((0, 10))
+
+    def estimate(statistic: Callable[[Floats], Floats]) -> Estimate:
         value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
-        if not np.isfinite(value):
-            return Estimate(None, None)
-        drawn = statistic(resampled_sums(sums, resamples=resamples, seed=seed)) if len(sums) > 1 else np.empty(0)
-        return Estimate(value, percentile_interval(drawn))
+        return Estimate(value, percentile_interval(statistic(drawn))) if np.isfinite(value) else Estimate(None, None)
 
     return LengthControl(
         num_problems=len(mixed),
-        correlation=estimate(moments, lambda m: _correlations(m)[0]),
-        length_correlation=estimate(moments, lambda m: _correlations(m)[1]),
-        partial_correlation=estimate(moments, _partial),
+        correlation=estimate(lambda each: _correlations(each[:, :6])[0]),
+        length_correlation=estimate(lambda each: _correlations(each[:, :6])[1]),
+        partial_correlation=estimate(lambda each: _partial(each[:, :6])),
         num_pairs=int(pairs[:, 1].sum()),
-        like_length=estimate(pairs, lambda p: _ratio(p[:, 0], p[:, 1])),
-        all_pairs=estimate(pairs, lambda p: _ratio(p[:, 2], p[:, 3])),
+        like_length=estimate(lambda each: _ratio(each[:, 6], each[:, 7])),
+        all_pairs=estimate(lambda each: _ratio(each[:, 8], each[:, 9])),
     )
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nex_vllm.algorithm.key_scratch import KeyScratch, key_space
 from nex_vllm.algorithm.scores import weighted_masses
 from nex_vllm.algorithm.signals import SIGNALS, CandidateTrace, Values, medoid_distances, votes
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.choosing.answers import parse_extraction
 from nex_vllm.errors import NexError
 from nex_vllm.evaluation.grading import Response, grade
-from nex_vllm.evaluation.sums import CandidateSums, sum_candidates
+from nex_vllm.evaluation.sums import CandidateSums, add_up_rows, sum_candidates
 from nex_vllm.storage import CachedResponse, CacheReader, CandidateTable, Problem
 
 RECORDED = tuple(name for name, signal in SIGNALS.items() if not signal.needs & {"score", "answer"})
@@ -127,16 +128,19 @@ def _from_rows(
     """Return scores and medoid distances, float64 [C] each, in one pass over the rows."""
     scores, distances = (np.full(len(table), np.nan) for _ in range(2))
     num_candidates = int(table.counts[0])
+    scratch = KeyScratch()
     waiting: dict[int, dict[int, npt.NDArray[np.uint32]]] = {}
     for rows in reader.rows():
         row = row_of.get(rows.response)
         if row is None:
             continue
+        scratch.reserve(key_space(rows))
+        found, sums = add_up_rows(rows, 0, rows.num_rows, scratch)
         if weights is not None:
-            scores[row] = weighted_masses(rows.keys, rows.masses, weights).score
+            scores[row] = weighted_masses(found, sums, weights).score
         problem = row // num_candidates
         keys = waiting.setdefault(problem, {})
-        keys[row] = np.unique(rows.keys)
+        keys[row] = found
         if len(keys) == num_candidates:
             group = table.groups[problem]
             traces = [

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from nex_vllm.storage.atomic import write_atomically
+from nex_vllm.storage.diagnostics import Diagnostics
 from nex_vllm.storage.files import StrPath, check_format, decode_object, read_bounded
 
 COMPARISON_FORMAT = "nex-comparison/1"
@@ -136,7 +137,7 @@ class Comparison:
     nex: NexResult | None = None
     agreement: Agreement | None = None
     margins: dict[str, Margin] = field(default_factory=dict)
-    diagnostics: dict[str, Any] | None = None
+    diagnostics: Diagnostics | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     made_with: dict[str, Any] = field(default_factory=dict)

@@ -58,7 +58,11 @@ class FakeEngine:
             signal.raise_signal(signal.SIGINT)
         rows = recorded_rows("0", params.seed)
         candidate = SimpleNamespace(
-            rows=rows, token_ids=[5] * rows.num_tokens, text=f"text {params.seed}", finish_reason="stop"
+            rows=rows,
+            token_ids=[5] * rows.num_tokens,
+            text=f"text {params.seed}",
+            finish_reason="stop",
+            signals={"logprob": -0.5 - params.seed % 5} if params.extra_args.get("nex_return_signals") else None,
         )
         return [SimpleNamespace(request_id=request_id, finished=True, nex=SimpleNamespace(candidates=[candidate]))]
 
@@ -83,7 +87,7 @@ class FakeSession(session.Session):
 
 
 def requested(token_ids: list[int]) -> EngineRequest:
-    return EngineRequest("subject", token_ids, SimpleNamespace(seed=1))
+    return EngineRequest("subject", token_ids, SimpleNamespace(seed=1, extra_args={}))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from nex_vllm.algorithm.selectors import SELECTORS
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.comparison import compare, selector_names
 from nex_vllm.evaluation.picture import draw_comparison
+from nex_vllm.storage import Diagnostics
 from nex_vllm.storage.comparison_file import read_comparison, write_comparison
 from tests.evaluation.tables import drawn_table, table_of
 
@@ -173,7 +174,7 @@ def test_selectors_are_named_by_aliases_too_and_random_is_always_there() -> None
 
 
 def test_the_outcome_is_written_and_read_as_the_contract_says(tmp_path: Path) -> None:
-    comparison = compare(drawn_table(30), diagnostics={"score_noise": None, "warnings": ["beware"]})[0]
+    comparison = compare(drawn_table(30), diagnostics=Diagnostics(score_spread=0.5, warnings=("beware",)))[0]
     path = tmp_path / "comparison.json"
     write_comparison(path, comparison)
     assert read_comparison(path) == comparison

@@ -68,7 +68,8 @@ def test_every_candidate_has_its_row_and_its_signals(reader: CacheReader) -> Non
     by_id = {rows.response: rows for rows in reader.rows()}
     for row, name in enumerate(f"{each.id}-{k}" for each in PROBLEMS for k in range(N)):
         rows = by_id[name]
-        assert table.signals["score"][row] == weighted_masses(rows.keys, rows.masses, weights).score
+        expected = weighted_masses(rows.keys, rows.masses, weights).score
+        assert table.signals["score"][row] == pytest.approx(expected, rel=1e-12)
     assert table.signals["votes"].tolist() == [2, 2, 1, 2, 0, 2, 1, 1, 1]
     score = table.signals["score"]
     assert table.signals["votes_nex"][:3].tolist() == [score[0] + score[1]] * 2 + [score[2]]

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import transformers
 
+from nex_vllm.algorithm.signals import CONFIDENCE, ENTROPY, LOGPROB, NUM_STATISTICS, SELF_CERTAINTY
+
 
 @dataclass
 class ReferenceSums:
@@ -39,6 +41,23 @@ class HookedModel:
         self.model(torch.tensor([prompt + response]))
         first = len(prompt) - 1
         return torch.stack(self._products, dim=1)[first : first + len(response)].float().clamp_min(0)
+
+    @torch.inference_mode()
+    def log_probabilities(self, prompt: list[int], response: list[int]) -> torch.Tensor:
+        """Return float64 [T, vocabulary], of the distributions that the T tokens were sampled from."""
+        logits = self.model(torch.tensor([prompt + response])).logits[0]
+        first = len(prompt) - 1
+        return logits[first : first + len(response)].double().log_softmax(dim=-1)
+
+    def statistics(self, prompt: list[int], response: list[int]) -> np.ndarray:
+        """Return float64 [T, NUM_STATISTICS], each token's statistics as they are defined."""
+        log_p = self.log_probabilities(prompt, response)
+        stats = torch.zeros(len(response), NUM_STATISTICS, dtype=torch.float64)
+        stats[:, ENTROPY] = -(log_p.exp() * log_p).sum(dim=1)
+        stats[:, LOGPROB] = log_p.gather(1, torch.tensor(response)[:, None])[:, 0]
+        stats[:, SELF_CERTAINTY] = -(log_p + np.log(log_p.shape[1])).mean(dim=1)
+        stats[:, CONFIDENCE] = -log_p.sort(dim=1, descending=True).values[:, :20].mean(dim=1)
+        return stats.numpy()
 
     def sums(self, prompt: list[int], response: list[int], top_k: int, margin: float = 1e-5) -> ReferenceSums:
         """Keep each token's K largest masses over all layers, ties too, and add up over the tokens."""

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nex_vllm import InputError, SamplingParams
+from nex_vllm.algorithm import SELECTORS, SIGNALS, CandidateTrace, LearnedSelector, get_selector
 from nex_vllm.algorithm.scores import weighted_masses
-from nex_vllm.algorithm.selectors import SELECTORS
+from nex_vllm.algorithm.selectors import draws
 from nex_vllm.algorithm.weights import NeuronWeights
-from nex_vllm.storage import load_weights
+from nex_vllm.choosing.answers import parse_extraction
+from nex_vllm.storage import SelectorFile, load_weights, save_selector
+from tests.algorithm.naive_signals import NAIVE
 from tests.plugin.conftest import ROW_TOKENS, TOP_K
 from tests.plugin.reference import HookedModel, assert_same_sums
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture
-def llm(engine: Any, shipped_model: Any, shipped_weights: Any) -> Any:
-    return engine(shipped_model, {"weights": str(shipped_weights), "teacher_forced": True})
+WINDOW = 6
+LEARNED = {"score": 0.5, "entropy": -1.0, "votes": 0.25}
+
+
+@pytest.fixture(scope="module")
+def nex(shipped_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings by which an engine has everything to choose by."""
+    path = tmp_path_factory.mktemp("selector") / "selector.json"
+    save_selector(path, SelectorFile(list(LEARNED), LEARNED, ROW_TOKENS, WINDOW, extract="last_number"))
+    return {"weights": str(shipped_weights), "teacher_forced": True, "selector_file": str(path)}
 
 
 @pytest.fixture
-def either_llm(engine: Any, runner: str, shipped_model: Any, shipped_weights: Any) -> Any:
+def llm(engine: Any, shipped_model: Any, nex: dict[str, Any]) -> Any:
+    return engine(shipped_model, nex)
+
+
+@pytest.fixture
+def either_llm(engine: Any, runner: str, shipped_model: Any, nex: dict[str, Any]) -> Any:
     """One engine on each of vLLM's model runners, for what is attributed and scored."""
-    return engine(shipped_model, {"weights": str(shipped_weights), "teacher_forced": True}, runner)
+    return engine(shipped_model, nex, runner)
 
 
 @pytest.fixture
@@ -218,28 +234,62 @@ def test_a_cached_prompt_scores_like_a_fresh_one(either_llm: Any, prompts: Any) 
         assert a.score == pytest.approx(b.score, abs=1e-6)
 
 
-@pytest.mark.parametrize("selector", ["length", "logprob", "hes", "hes_low", "top20_entropy", "first"])
-def test_baseline_selectors_choose_what_their_definition_says(selector: str, llm: Any, prompts: Any) -> None:
-    params = SamplingParams(
-        n=4, nex_select=selector, nex_return_rows=True, max_tokens=90, temperature=1.0, seed=13, logprobs=0
-    )
-    for output in llm.generate(prompts[:4], params):
+SERVED = [name for name, selector in SELECTORS.items() if "label" not in selector.needs]
+
+
+@pytest.mark.slow_on("v2")
+def test_every_selector_chooses_as_it_does_offline_from_the_returned_signals(either_llm: Any, prompts: Any) -> None:
+    names = [*SERVED, "length"]
+    params = [
+        SamplingParams(n=4, nex_select=name, nex_return_signals=True, max_tokens=40, temperature=1.0, seed=13)
+        for name in names
+    ]
+    chosen = set()
+    for name, output in zip(names, either_llm.generate(prompts[:1] * len(names), params), strict=True):
         candidates = output.nex.candidates
-        rows = [candidate.rows for candidate in candidates]
-        sums = [float((r.entropy * r.tokens).sum()) for r in rows]
-        value = {
-            "length": [-c.num_tokens for c in candidates],
-            "logprob": [float((r.logprob * r.tokens).sum() / r.num_tokens) for r in rows],
-            "hes": sums,
-            "hes_low": [-s for s in sums],
-            "top20_entropy": [float(np.mean(r.entropy >= np.quantile(r.entropy.astype(float), 0.8))) for r in rows],
-            "first": [1, 0, 0, 0],
-        }
-        assert output.nex.selector == selector
-        assert len(output.outputs) == 1
-        if selector in value:
-            best = max(value[selector])
-            assert value[selector][output.nex.selected] == pytest.approx(best, rel=1e-4)
+        columns = {signal: [each.signals[signal] for each in candidates] for signal in SIGNALS}
+        finished = [each.finish_reason in {"stop", "length"} for each in candidates]
+        columns["learned"] = LearnedSelector(LEARNED).values(columns, finished)
+        columns["draw"] = draws(zlib.crc32(output.request_id.encode()), len(candidates))
+        columns["place"] = list(range(len(candidates)))
+        selector = get_selector(name)
+        assert None not in columns[selector.signal]
+        assert (output.nex.selected, output.nex.selector) == (selector.select(columns[selector.signal], finished), name)
+        assert output.outputs[0].text == candidates[output.nex.selected].text
+        chosen.add(output.nex.selected)
+    assert len(chosen) > 1, "selectors differ in what they choose"
+
+
+@pytest.mark.slow_on("v2")
+def test_every_signal_is_what_its_definition_gives_on_transformers_logits(
+    either_llm: Any, shipped_model: Path, prompts: Any
+) -> None:
+    params = SamplingParams(
+        n=4, nex_return_signals=True, nex_return_sums=True, max_tokens=50, temperature=1.0, seed=17, logprobs=0
+    )
+    reference = HookedModel(shipped_model)
+    for output in either_llm.generate(prompts[:2], params):
+        traces = [
+            CandidateTrace(
+                len(each.token_ids),
+                each.finish_reason,
+                score=each.score,
+                stats=reference.statistics(list(output.prompt_token_ids), each.token_ids),
+                keys=each.sums.keys,
+                answer=parse_extraction("last_number").extract(each.text),
+                row_tokens=ROW_TOKENS,
+                deepconf_window=WINDOW,
+            )
+            for each in output.nex.candidates
+        ]
+        assert len({trace.answer for trace in traces}) > 1
+        for trace, candidate, completion in zip(traces, output.nex.candidates, output.outputs, strict=True):
+            expected = {name: naive(trace, traces) for name, naive in NAIVE.items()}
+            assert candidate.signals == pytest.approx(expected, rel=1e-3, abs=1e-4)
+            assert candidate.answer == trace.answer
+            # vLLM's own log-probabilities are those of the raw distribution.
+            theirs = completion.cumulative_logprob / len(completion.token_ids)
+            assert candidate.signals["logprob"] == pytest.approx(theirs, abs=1e-4)
 
 
 def test_the_random_selector_chooses_by_the_name_of_the_request(llm: Any, prompts: Any) -> None:
@@ -248,9 +298,8 @@ def test_the_random_selector_chooses_by_the_name_of_the_request(llm: Any, prompt
     chosen = {output.nex.selected for output in outputs}
     assert chosen == {0, 1, 2, 3}, "24 requests of different names spread over all candidates"
     for output in outputs:
-        traces = [CandidateTrace(c.num_tokens, c.finish_reason) for c in output.nex.candidates]
-        again = SELECTORS["random"].select(traces, seed=zlib.crc32(output.request_id.encode()))
-        assert again == output.nex.selected
+        numbers = draws(zlib.crc32(output.request_id.encode()), 4)
+        assert numbers.index(max(numbers)) == output.nex.selected
 
 
 @pytest.mark.parametrize(
@@ -261,6 +310,7 @@ def test_the_random_selector_chooses_by_the_name_of_the_request(llm: Any, prompt
         ({"nex_response_start": 5000}, ["5000", "prompt + response"]),
         ({"nex_checked": {"row_tokens": 8}}, ["nex_checked"]),
         ({"nex_select": "nonsense"}, ["nonsense", "logprob"]),
+        ({"nex_select": "oracle"}, ["oracle", "evaluation"]),
         ({"nex_select": 3}, ["nex_select", "3"]),
         ({"nex_selct": True}, ["nex_selct", "nex_select"]),
         ({"nex_return_sums": "yes"}, ["nex_return_sums", "yes"]),

@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.plugin.conftest import prompts, random_model, shipped_weights  # noqa: F401 - fixtures
+from nex_vllm.storage import SelectorFile, save_selector
+from tests.plugin.conftest import ROW_TOKENS, prompts, random_model, shipped_weights  # noqa: F401 - fixtures
 
 VLLM = Path(sys.executable).parent / "vllm"
 
@@ -65,11 +66,20 @@ def _wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path, se
     raise AssertionError(f"the server did not come up:\n{log.read_text()[-3000:]}")
 
 
+LEARNED = {"entropy": -1.0, "votes": 0.5, "deepconf_tail": 0.25}
+WINDOW = 16
+
+
 @pytest.fixture(scope="session")
 def nex_server(shipped_model: Path, shipped_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
-    """A server with NEX and weights."""
-    log = tmp_path_factory.mktemp("nex-server") / "log"
-    with serve(shipped_model, "--plugin", "nex", "--nex-weights", str(shipped_weights), log=log) as address:
+    """A server with NEX, weights, and everything else that there is to choose by."""
+    folder = tmp_path_factory.mktemp("nex-server")
+    save_selector(
+        folder / "selector.json", SelectorFile(list(LEARNED), LEARNED, ROW_TOKENS, WINDOW, extract="last_number")
+    )
+    flags = ["--plugin", "nex", "--nex-weights", str(shipped_weights), "--nex-selector", str(folder / "selector.json")]
+    flags += ["--nex-extract", "last_number", "--nex-deepconf-window", str(WINDOW)]
+    with serve(shipped_model, *flags, log=folder / "log") as address:
         yield address
 
 

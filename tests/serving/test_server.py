@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
-from tests.serving.conftest import VLLM, serve
+from nex_vllm.algorithm import SELECTORS, CandidateTrace, LearnedSelector, measure_signals
+from nex_vllm.choosing.answers import parse_extraction
+from tests.plugin.conftest import ROW_TOKENS, TOP_K
+from tests.plugin.reference import HookedModel
+from tests.serving.conftest import LEARNED, VLLM, WINDOW, serve
 
 pytestmark = pytest.mark.engine
 
@@ -85,6 +90,58 @@ def test_another_selector_is_named_in_the_answer(client: openai.OpenAI) -> None:
     assert nex["selected"] == lengths.index(min(lengths))
 
 
+def _offline(address: str, nex: dict[str, Any], prompt: str, model: HookedModel) -> list[CandidateTrace]:
+    """Return what there is to know of the returned candidates, found again with transformers from their tokens."""
+    tokens = httpx.post(f"{address}/tokenize", json={"model": "countdown", "prompt": prompt}, timeout=60).json()
+    return [
+        CandidateTrace(
+            len(each["token_ids"]),
+            each["finish_reason"],
+            score=each["score"],
+            stats=model.statistics(tokens["tokens"], each["token_ids"]),
+            keys=np.array(sorted(model.sums(tokens["tokens"], each["token_ids"], TOP_K).sums), np.uint32),
+            answer=parse_extraction("last_number").extract(each["text"]),
+            row_tokens=ROW_TOKENS,
+            deepconf_window=WINDOW,
+        )
+        for each in nex["candidates"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def hooked_model(shipped_model: Path) -> HookedModel:
+    return HookedModel(shipped_model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["majority", "majority_nex", "logprob", "entropy", "self_certainty", "deepconf_lowest", "nad_fewest", "learned"],
+)
+def test_a_selector_chooses_over_http_as_it_does_on_the_returned_candidates(
+    name: str, client: openai.OpenAI, nex_server: str, hooked_model: HookedModel
+) -> None:
+    prompt = "Make 18 from 2 3 8."
+    body = {"nex_select": name, "nex_return_candidates": True}
+    answer = client.completions.create(prompt=prompt, extra_body=body, **{**SAMPLING, "n": 4})
+    nex: Any = answer.model_extra["nex"]  # type: ignore[index]
+    traces = _offline(nex_server, nex, prompt, hooked_model)
+    selector, finished = SELECTORS[name], [True] * len(traces)
+    names = list(LEARNED) if name == "learned" else [selector.signal]
+    signals = measure_signals(traces, names)
+    values = LearnedSelector(LEARNED).values(signals, finished) if name == "learned" else signals[selector.signal]
+    # Equal but for rounding: transformers computes in another order.
+    best = values[selector.select(values, finished)]
+    assert values[nex["selected"]] == pytest.approx(best, rel=1e-3 if name != "nad_fewest" else 0.02)
+    assert nex["selector"] == name
+    assert len(answer.choices) == 1
+    reads_answers = name.startswith("majority") or name == "learned"
+    assert set(nex["candidates"][0]) == CANDIDATE_FIELDS | {"text", "token_ids"} | (
+        {"answer"} if reads_answers else set()
+    )
+    if reads_answers:
+        assert [each["answer"] for each in nex["candidates"]] == [trace.answer for trace in traces]
+
+
 def test_several_prompts_get_a_selection_each(client: openai.OpenAI) -> None:
     prompts = ["Make 52 from 6 2 13.", "Make 18 from 2 3 8."]
     answer = client.completions.create(prompt=prompts, extra_body={"nex_select": True}, **SAMPLING)
@@ -151,6 +208,9 @@ def test_one_candidate_is_allowed_and_scored(client: openai.OpenAI) -> None:
         ({"nex_select": True, "nex_return_candidates": "perhaps"}, ["nex_return_candidates", "perhaps"]),
         ({"nex_selct": True}, ["nex_selct", "nex_select"]),
         ({"nex_return_sums": True}, ["nex_return_sums", "HTTP"]),
+        ({"nex_return_signals": True}, ["nex_return_signals", "HTTP"]),
+        ({"nex_select": "oracle"}, ["oracle", "evaluation"]),
+        ({"nex_select": "majority", "nex_extract": "pattern:."}, ["nex_extract", "unknown"]),
         ({"nex_select": True, "vllm_xargs": {"nex_select": "length"}}, ["nex_select", "once"]),
         ({"nex_select": True, "use_beam_search": True}, ["beam search"]),
     ],
@@ -166,7 +226,7 @@ def test_a_wrong_field_is_a_400_that_says_why(body: Any, words: list[str], strea
 
 
 @pytest.mark.slow
-def test_without_weights_a_choice_by_score_is_a_400_and_one_by_length_is_not(record_only_server: str) -> None:
+def test_a_choice_by_what_the_server_lacks_is_a_400_and_one_by_length_is_not(record_only_server: str) -> None:
     for path, prompt in (
         ("completions", {"prompt": "Make 33 from 8 9 3."}),
         ("chat/completions", {"messages": MESSAGES}),
@@ -175,6 +235,10 @@ def test_without_weights_a_choice_by_score_is_a_400_and_one_by_length_is_not(rec
         answer = httpx.post(f"{record_only_server}/v1/{path}", json=request, timeout=60)
         assert answer.status_code == 400
         assert "--nex-weights" in answer.json()["error"]["message"]
+        for name, flag in (("majority", "--nex-extract"), ("learned", "--nex-selector")):
+            answer = httpx.post(f"{record_only_server}/v1/{path}", json={**request, "nex_select": name}, timeout=60)
+            assert answer.status_code == 400
+            assert flag in answer.json()["error"]["message"]
         answer = httpx.post(f"{record_only_server}/v1/{path}", json={**request, "nex_select": "length"}, timeout=60)
         assert answer.status_code == 200
         assert [c["score"] for c in answer.json()["nex"]["candidates"]] == [None] * 3

@@ -96,6 +96,7 @@ def test_files_are_what_the_contract_says_and_plain_pyarrow_reads_them(tmp_path:
         "text",
         "token_ids",
         "finish_reason",
+        "signals",
         "sha256",
     }
 
