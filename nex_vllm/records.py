@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-ENTROPY, LOGPROB, MEAN_LOGPROB, TOP_LOGPROBS = range(4)
-"""Columns of a token's statistics, of its next-token distribution at temperature 1 and before any filter, in natural
-logarithms: the entropy, the sampled token's log-probability (vLLM's own: under structured output, among the words that
-are allowed), the mean over the vocabulary, the sum of the largest."""
-
-NUM_STATISTICS = 4
-
-TOP_SIZE = 20
-"""How many log-probabilities the last of the statistics adds up (DeepConf's k)."""
+from nex_vllm.algorithm.signals import NUM_STATISTICS
 
 STEP_ATTRIBUTE = "nex_step"
 """Attribute of vLLM's ModelRunnerOutput that carries a :class:`StepRecord`."""
@@ -65,7 +57,9 @@ class TokenRecords:
 
     Attributes:
         masses: float64 [t, 3], (positive, absolute, total) mass of every token.
-        stats: float32 [t, NUM_STATISTICS], of every token's distribution; None if not asked.
+        stats: float32 [t, NUM_STATISTICS], of every token's distribution (the columns of
+            :mod:`nex_vllm.algorithm.signals`); None if not asked. The sampled token's log-probability is vLLM's own:
+            under structured output, among the words that are allowed.
         counts: int64 [t], number of kept activations of every token; None if not asked, as the next two.
         keys: uint32 [E], of all tokens in order, ascending within a token.
         values: float32 [E], activation masses.

@@ -22,7 +22,8 @@ MAP = {
     "choosing": ("algorithm", "records"),
     "serving": ("choosing",),
     "plugin": ("choosing", "records", "recording", "serving", "storage"),
-    "cli": ("algorithm", "nex_vllm", "plugin", "storage"),
+    "evaluation": ("algorithm", "storage"),
+    "cli": ("algorithm", "evaluation", "nex_vllm", "plugin", "storage"),
     "nex_vllm": ("choosing", "plugin"),
     "nex_vllm_plugin": ("plugin",),
 }
@@ -133,6 +134,7 @@ def test_only_its_rooms_import(package: str) -> None:
         (("recording", "choosing"), ("vllm", "pyarrow")),
         (("choosing", "algorithm", "storage"), ("vllm", "torch", "numba", "triton", "pyarrow")),
         (("serving",), ("vllm", "torch", "numba", "triton")),
+        (("evaluation",), ("vllm", "torch", "numba", "triton")),
     ],
     ids=str,
 )

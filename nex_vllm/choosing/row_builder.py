@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nex_vllm.algorithm.rows import ResponseRows
+from nex_vllm.algorithm.signals import ENTROPY, LOGPROB, NUM_STATISTICS
 from nex_vllm.choosing.selection import SparseSums
-from nex_vllm.records import ENTROPY, LOGPROB, NUM_STATISTICS, TokenRecords
+from nex_vllm.records import TokenRecords
 
 _Entries = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64]]
 

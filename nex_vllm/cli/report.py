@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 from typer import echo
@@ -22,12 +22,13 @@ def progress_bar(total: int, unit: str, *, done: int = 0) -> Any:
     return tqdm(total=total, initial=done, unit=unit, file=sys.stderr, mininterval=interval, dynamic_ncols=True)
 
 
-def print_table(lines: Sequence[Line], *, right_aligned: int | None = 1) -> None:
-    """Print lines of cells in columns, aligned left except for one."""
+def print_table(lines: Sequence[Line], *, right_aligned: int | Container[int] | None = 1) -> None:
+    """Print lines of cells in columns, aligned left except for those named."""
+    aligned = right_aligned if isinstance(right_aligned, Container) else (right_aligned,)
     widths = [max(len(line[column]) for line in lines if len(line) > column) for column in range(max(map(len, lines)))]
     for line in lines:
         cells = (
-            cell.rjust(width) if column == right_aligned else cell.ljust(width)
+            cell.rjust(width) if column in aligned else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=False))
         )
         echo("   ".join(cells).rstrip())

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from nex_vllm.algorithm.signals import LOGPROB
 from nex_vllm.recording.record import Record
 from nex_vllm.recording.statistics import LogitStatistics
 from nex_vllm.recording.transfer import HostCopy
-from nex_vllm.records import LOGPROB, Entries, StepRecord
+from nex_vllm.records import Entries, StepRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from nex_vllm.algorithm.signals import CONFIDENCE, ENTROPY, NUM_STATISTICS, SELF_CERTAINTY, TOP_SIZE
 from nex_vllm.recording.transfer import HostCopies, HostCopy
-from nex_vllm.records import ENTROPY, MEAN_LOGPROB, NUM_STATISTICS, TOP_LOGPROBS, TOP_SIZE
 
 ROWS_AT_ONCE = 64
 """Rows whose distributions are in memory at once: those of 1,024 rows of 152,000 words would take 0.6 GB."""
@@ -57,7 +59,7 @@ class LogitStatistics:
         log_p.sub_(log_p.amax(dim=1, keepdim=True))
         torch.exp(log_p, out=p)
         log_p.sub_(p.sum(dim=1, keepdim=True).log_())
-        results[:, MEAN_LOGPROB] = log_p.mean(dim=1)
-        results[:, TOP_LOGPROBS] = log_p.topk(min(TOP_SIZE, vocabulary), dim=1, sorted=False).values.sum(dim=1)
+        results[:, SELF_CERTAINTY] = -(log_p.mean(dim=1) + math.log(vocabulary))
+        results[:, CONFIDENCE] = -log_p.topk(min(TOP_SIZE, vocabulary), dim=1, sorted=False).values.mean(dim=1)
         torch.exp(log_p, out=p)
         results[:, ENTROPY] = torch.special.entr(p, out=p).sum(dim=1)

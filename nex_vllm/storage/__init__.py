@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nex_vllm.storage.atomic import atomic_output, check_writable_output, refuse_output_inside, write_atomically
+from nex_vllm.storage.diagnostics import Diagnostics, decode_diagnostics
 from nex_vllm.storage.files import abbreviate, error_reason, read_json_object
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.metadata import CacheMeta, WeightsMeta
-from nex_vllm.storage.prompts import GivenResponse, Prompt, read_prompts, read_responses
+from nex_vllm.storage.prompts import GivenResponse, Problem, Prompt, read_problems, read_prompts, read_responses
 from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ __all__ = [
     "CacheWriter",
     "CachedResponse",
     "CandidateTable",
+    "Diagnostics",
     "GivenResponse",
+    "Problem",
     "Prompt",
     "WeightsFile",
     "WeightsMeta",
@@ -34,11 +37,13 @@ __all__ = [
     "atomic_output",
     "check_fits",
     "check_writable_output",
+    "decode_diagnostics",
     "error_reason",
     "load_weights",
     "model_fingerprint",
     "read_candidates",
     "read_json_object",
+    "read_problems",
     "read_prompts",
     "read_responses",
     "refuse_output_inside",

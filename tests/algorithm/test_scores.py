@@ -118,7 +118,7 @@ def test_score_of_a_model_is_the_mean_over_its_responses():
 
 def test_serving_does_not_pay_for_what_only_calibration_needs():
     program = (
-        "import sys, nex_vllm.algorithm.scores, nex_vllm.algorithm.baselines, nex_vllm.algorithm.weights\n"
+        "import sys, nex_vllm.algorithm.scores, nex_vllm.algorithm.learned, nex_vllm.algorithm.weights\n"
         "print(sorted({'sklearn', 'hmmlearn', 'scipy', 'torch', 'vllm'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nex_vllm.algorithm.signals import NUM_STATISTICS
 from nex_vllm.choosing.candidates import CHANGED_WEIGHTS, NEX_FAILED, CandidateGroup
 from nex_vllm.choosing.checks import ADAPTER
 from nex_vllm.choosing.options import CheckedRequest, RequestOptions
-from nex_vllm.records import NUM_STATISTICS, RESPONSE_MASSES, TokenRecords
+from nex_vllm.records import RESPONSE_MASSES, TokenRecords
 from tests.choosing.outputs import Completion, Output
 
 Token = tuple[float, float, float]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nex_vllm.algorithm.signals import NUM_STATISTICS
 from nex_vllm.choosing.row_builder import RowBuilder, add_up
-from nex_vllm.records import NUM_STATISTICS, TokenRecords
+from nex_vllm.records import TokenRecords
 
 
 def _records(num_tokens: int, rng: np.random.Generator, *, with_stats: bool = True) -> TokenRecords:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nex_vllm import InputError, SamplingParams
-from nex_vllm.algorithm.baselines import SELECTORS, CandidateTrace
 from nex_vllm.algorithm.scores import weighted_masses
+from nex_vllm.algorithm.selectors import SELECTORS
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.storage import load_weights
 from tests.plugin.conftest import ROW_TOKENS, TOP_K

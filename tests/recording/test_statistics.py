@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from nex_vllm.algorithm.signals import CONFIDENCE, ENTROPY, NUM_STATISTICS, SELF_CERTAINTY
 from nex_vllm.recording.statistics import ROWS_AT_ONCE, LogitStatistics
-from nex_vllm.records import ENTROPY, MEAN_LOGPROB, NUM_STATISTICS, TOP_LOGPROBS
 
 
 def _naive(logits: torch.Tensor) -> np.ndarray:
@@ -16,8 +16,8 @@ def _naive(logits: torch.Tensor) -> np.ndarray:
     terms = torch.where(p > 0, p * log_p, 0.0)
     result = torch.zeros(len(logits), NUM_STATISTICS, dtype=torch.float64)
     result[:, ENTROPY] = -terms.sum(dim=1)
-    result[:, MEAN_LOGPROB] = log_p.mean(dim=1)
-    result[:, TOP_LOGPROBS] = log_p.sort(dim=1, descending=True).values[:, :20].sum(dim=1)
+    result[:, SELF_CERTAINTY] = -(log_p + np.log(logits.shape[1])).mean(dim=1)
+    result[:, CONFIDENCE] = -log_p.sort(dim=1, descending=True).values[:, :20].mean(dim=1)
     return result.numpy()
 
 
@@ -45,10 +45,10 @@ def test_extreme_distributions(row: list[float], entropy: float) -> None:
     np.testing.assert_allclose(found, _naive(logits), rtol=1e-5, atol=1e-5)
 
 
-def test_a_vocabulary_of_less_than_twenty_words_is_added_up_whole() -> None:
+def test_a_vocabulary_of_less_than_twenty_words_is_averaged_whole() -> None:
     logits = torch.randn(3, 7)
     found = LogitStatistics(3, 7, torch.device("cpu")).start(logits, torch.arange(3)).numpy()
-    np.testing.assert_allclose(found[:, TOP_LOGPROBS], 7 * found[:, MEAN_LOGPROB], rtol=1e-5)
+    np.testing.assert_allclose(found[:, CONFIDENCE], found[:, SELF_CERTAINTY] + np.log(7), rtol=1e-5)
 
 
 def test_more_rows_than_a_block_holds_are_reduced_in_turn() -> None:

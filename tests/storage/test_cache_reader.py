@@ -88,7 +88,16 @@ def test_files_are_what_the_contract_says_and_plain_pyarrow_reads_them(tmp_path:
     assert table["keys"].to_pylist() == keys
     lines = [json.loads(line) for line in (tmp_path / "c" / "responses.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == names
-    assert set().union(*lines) == {"id", "prompt", "messages", "text", "token_ids", "finish_reason", "sha256"}
+    assert set().union(*lines) == {
+        "id",
+        "prompt",
+        "prompt_id",
+        "messages",
+        "text",
+        "token_ids",
+        "finish_reason",
+        "sha256",
+    }
 
 
 @pytest.mark.parametrize(("group", "batch"), [(1, 1), (100, 2), (1000, 3), (1 << 20, 5)])

@@ -1,0 +1,1 @@
+"""What a choice is worth: problems and grading, comparisons of selectors, resampling, diagnostics; no engine is needed."""
