@@ -41,6 +41,9 @@ HOMES = {
     "pyarrow": {"storage"},
     "safetensors": {"storage"},
     "typer": {"cli"},
+    "jinja2": {"evaluation"},
+    "matplotlib": {"evaluation"},
+    "tokenizers": {"evaluation"},
 }
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "record": SAMPLING,
     "score": "--weights --responses --out --force --accept-other-model response_token_ids",
     "inspect": "PATH",
+    "report": "PATH --out --weights --tokenizer --responses --force",
     "demo": "--problems --out",
 }
 WITH_ENGINE_OPTIONS = {"calibrate", "record", "score"}

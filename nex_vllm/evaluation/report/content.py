@@ -90,11 +90,19 @@ class Report:
         if self.shown is None:
             return ""
         count, total = len(self.shown.index), self.shown.num_seen
-        if count == total:
-            return f"All {total} responses are here."
         asked = self.shown.most if self.shown.wanted is None else len(self.shown.wanted)
         limit = "no more were asked for" if count >= asked else f"a page holds {PAGE_BYTES >> 20} MiB of them"
-        return f"The first {count} of {total} responses are here ({limit}); all of them count in tables and figures."
+        here = (
+            f"All {total} responses are here."
+            if count == total
+            else f"The first {count} of {total} responses are here ({limit}); all of them count in tables and figures."
+        )
+        if not self.shown.num_estimated:
+            return here
+        return (
+            f"{here} In {self.shown.num_estimated} of them the places where rows begin are estimates, because the "
+            "model's tokenizer was not at hand or did not fit; --tokenizer names its folder."
+        )
 
 
 def entropy_bars(summary: CalibrationSummary) -> list[Bar]:

@@ -15,6 +15,7 @@
   const visible = (text) => text.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, (c) => String.fromCodePoint(c === "\x7f" ? 0x2421 : 0x2400 + c.charCodeAt(0)));
   const number = (value, digits) => (value === null || value === undefined ? "-" : value.toFixed(digits));
 
+  const share = (value) => (value && Math.abs(value) < 0.001 ? value.toExponential(1) : number(value, 4));
   // Not Math.max(...values): a response may have more rows than a call may have arguments.
   const largest = (values) => values.reduce((most, value) => Math.max(most, value), 0);
 
@@ -134,7 +135,7 @@
     at("cycles").tBodies[0].replaceChildren(...shown.judged.map(([explore, exploit, stop, ...rest]) => {
       const verdict = rest.pop();
       const line = document.createElement("tr");
-      const cells = [span(explore, exploit), span(exploit, stop), words[verdict], ...rest.map((value) => number(value, 4))];
+      const cells = [span(explore, exploit), span(exploit, stop), words[verdict], ...rest.map(share)];
       line.append(...cells.map((value) => element("td", value)));
       return line;
     }));
@@ -175,9 +176,9 @@
       draw(svg, "rect", { class: phase === "E" ? "e-bar" : "x-bar", x: left.toFixed(1), width: across.toFixed(1), y: phase === "E" ? high : (high + low) / 2, height: phase === "E" ? low - high : (low - high) / 2 });
       if (across > 12) draw(svg, "text", { class: "middle", x: (left + across / 2).toFixed(1), y: low + 12 }, phase);
     }
-    const path = { E: "", X: "" }, bottom = PANELS.slope[1];
+    const path = { E: "", X: "" }, bottom = PANELS.slope[1], gap = x(1) - x(0) > 3 ? 0.6 : 0;
     slopes.forEach((slope, r) => {
-      path[shown.phases[r]] += `M${x(r).toFixed(1)},${bottom}V${scale(PANELS.slope, slope, top).toFixed(1)}H${Math.max(x(r + 1) - 0.6, x(r) + 0.4).toFixed(1)}V${bottom}Z`;
+      path[shown.phases[r]] += `M${x(r).toFixed(1)},${bottom}V${scale(PANELS.slope, slope, top).toFixed(1)}H${(x(r + 1) - gap).toFixed(1)}V${bottom}Z`;
     });
     draw(svg, "path", { class: "e", d: path.E });
     draw(svg, "path", { class: "x-bars", d: path.X });
@@ -185,10 +186,10 @@
     if (hasEntropy) {
       const most = largest(entropies) || 1;
       axis(PANELS.entropy, "mean entropy, nats", number(most, 2));
-      let line = "", gap = true;
+      let line = "", isApart = true;
       shown.entropy.forEach((value, r) => {
-        if (value !== null) line += `${gap ? "M" : "L"}${((x(r) + x(r + 1)) / 2).toFixed(1)},${scale(PANELS.entropy, value, most).toFixed(1)}`;
-        gap = value === null;
+        if (value !== null) line += `${isApart ? "M" : "L"}${((x(r) + x(r + 1)) / 2).toFixed(1)},${scale(PANELS.entropy, value, most).toFixed(1)}`;
+        isApart = value === null;
       });
       draw(svg, "path", { class: "entropy", d: line });
     }

@@ -52,7 +52,7 @@ class ShownResponses:
     def add(self, entry: dict[str, Any], details: dict[str, Any]) -> None:
         """Add a response, unless the page is full: then it, and all that come after it, are only counted."""
         self.num_seen += 1
-        if self.is_full or not self.wants(entry["id"]):
+        if not self.wants(entry["id"]):
             return
         encoded = encode_json({**entry, **details})
         size = len(encoded.encode())
@@ -63,11 +63,11 @@ class ShownResponses:
         self.encoded.append(encoded)
         self.num_bytes += size
         self.num_estimated += not details["exact"]
-        self.is_full = len(self.index) >= self.most
 
     def wants(self, response: str) -> bool:
         """Whether the response with this id would be shown if it fits."""
-        return not self.is_full and (self.wanted is None or response in self.wanted)
+        has_room = not self.is_full and len(self.index) < self.most
+        return has_room and (self.wanted is None or response in self.wanted)
 
     def sort(self, place_of: Mapping[str, int]) -> None:
         """Put the responses in the order of the places of their ids."""
