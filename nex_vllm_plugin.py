@@ -22,7 +22,16 @@ def _fold_flags(args: argparse.Namespace) -> None:
     Into the parsed arguments themselves, because vLLM hands them to further processes that see them before plugins
     are loaded there.
     """
-    names = ("weights", "top_k", "row_tokens", "accept_other_model", "allow_lora")
+    names = (
+        "weights",
+        "top_k",
+        "row_tokens",
+        "accept_other_model",
+        "allow_lora",
+        "extract",
+        "deepconf_window",
+        "selector_file",
+    )
     flags = {name: getattr(args, f"nex_{name}", None) for name in names}
     given = {name: value for name, value in flags.items() if value is not None}
     config = getattr(args, "additional_config", None) or {}
@@ -51,6 +60,17 @@ def _accept_flags(engine_args: Any) -> None:
         group.add_argument("--nex-weights", metavar="FILE", help="Neuron weights from `nex-vllm calibrate`.")
         group.add_argument("--nex-top-k", type=int, metavar="K", help="Neurons kept per token (default: the weights').")
         group.add_argument("--nex-row-tokens", type=int, metavar="W", help="Tokens per row (default: the weights').")
+        group.add_argument(
+            "--nex-extract",
+            metavar="KIND",
+            help="How answers are found, for majority votes: boxed, last_number, choice, line:PREFIX or pattern:RE.",
+        )
+        group.add_argument(
+            "--nex-deepconf-window", type=int, metavar="W", help="Tokens of a group of DeepConf (default: 2048)."
+        )
+        group.add_argument(
+            "--nex-selector", dest="nex_selector_file", metavar="FILE", help="Learned selector from `nex-vllm fit`."
+        )
         # None where they are not given, so that what stands in --additional-config counts.
         group.add_argument(
             "--nex-accept-other-model",

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nex_vllm.algorithm.baselines import FAILED_FINISH_REASONS, SELECTORS, CandidateTrace
 from nex_vllm.algorithm.scores import Masses
-from nex_vllm.choosing.options import CheckedRequest
+from nex_vllm.algorithm.signals import FAILED_FINISH_REASONS, SIGNALS, CandidateTrace, measure_signals
+from nex_vllm.choosing.checked import CheckedRequest
+from nex_vllm.choosing.choice import choose
+from nex_vllm.choosing.offer import TOKEN_STATS
 from nex_vllm.choosing.row_builder import RowBuilder
 from nex_vllm.choosing.selection import Candidate, Selection
-from nex_vllm.records import ENTROPY, LOGPROB, MASS_BYTES, NUM_STATISTICS, RESPONSE_MASSES, TokenRecords
+from nex_vllm.records import MASS_BYTES, RESPONSE_MASSES, TokenRecords
 
 logger = logging.getLogger("vllm.nex")
-
-_COLUMNS = {"entropy": ENTROPY, "logprob": LOGPROB}
-"""Which of a token's statistics a selector's need is."""
 
 FAILED = "error"
 """vLLM's finish reason of a request that failed; its servers answer 500 where it is the choice."""
@@ -49,8 +47,9 @@ class FollowedCandidate:
         self._masses = np.zeros(3)
         self._packed_masses: list[bytes] = []
         self._stats: list[npt.NDArray[np.float32]] = []
-        options = group.options
-        self._rows = RowBuilder(group.row_tokens, keep_rows=options.return_rows) if options.wants_entries else None
+        self._rows: RowBuilder | None = None
+        if "keys" in group.needs:
+            self._rows = RowBuilder(group.offer.row_tokens, keep_rows=group.options.return_rows)
 
     def add(self, packed: Mapping[str, bytes] | bytes, num_tokens: int) -> None:
         """Take the records that came with ``num_tokens`` new tokens.
@@ -69,7 +68,7 @@ class FollowedCandidate:
             records = records.first(num_tokens)
         self._num_recorded += len(records)
         self._masses += records.masses.sum(axis=0)
-        if records.stats is not None:
+        if records.stats is not None and self.group.reads_stats:
             self._stats.append(records.stats)
         if self._rows is not None and records.keys is not None:
             self._rows.add(records)
@@ -109,10 +108,10 @@ class FollowedCandidate:
                 self.index,
                 masses.tot,
             )
-        if complete and self.group.has_weights:
+        if complete and self.group.offer.has_weights:
             # The worker sends NaN for these two, and only these, once the model's weights have changed.
             self.unscored = CHANGED_WEIGHTS if math.isnan(masses.abs) else self.group.unscored
-        scored = complete and self.group.has_weights and self.unscored is None
+        scored = complete and self.group.offer.has_weights and self.unscored is None
         options = self.group.options
         return Candidate(
             index=self.index,
@@ -129,25 +128,21 @@ class FollowedCandidate:
         )
 
     def trace(self, candidate: Candidate) -> CandidateTrace:
-        """Return what selectors may look at; a candidate that lacks what the selector needs counts as failed."""
-        needs = SELECTORS[self.group.options.selector or ""].needs
-        stats = np.concatenate(self._stats).astype(np.float64) if self._stats else np.zeros((0, NUM_STATISTICS))
-        columns = [column for name, column in _COLUMNS.items() if name in needs]
-        has_stats = len(stats) == candidate.num_tokens > 0 and bool(np.isfinite(stats[:, columns]).all())
-        lacks_stats = bool(columns) and not has_stats
-        lacks_score = "score" in needs and candidate.score is None
-        finish_reason = "error" if lacks_stats or lacks_score else candidate.finish_reason
-        if not has_stats:
-            return CandidateTrace(candidate.num_tokens, finish_reason, candidate.score)
-        starts = np.arange(0, len(stats), self.group.row_tokens)
-        row_tokens = np.diff(np.append(starts, len(stats)))
+        """Return what signals are measured on; what was not recorded in full is left out."""
+        stats = np.concatenate(self._stats) if self._stats else None
+        if stats is not None and len(stats) != candidate.num_tokens:
+            stats = None
+        # Every token's keys come with its masses, whose total is missing where they are not complete.
+        has_keys = self._rows is not None and candidate.tot_mass is not None
         return CandidateTrace(
             candidate.num_tokens,
-            finish_reason,
-            candidate.score,
-            mean_logprob=float(stats[:, LOGPROB].mean()),
-            row_tokens=row_tokens,
-            row_entropy=np.add.reduceat(stats[:, ENTROPY], starts) / row_tokens,
+            candidate.finish_reason,
+            score=candidate.score,
+            stats=stats,
+            keys=self._rows.sums().keys if self._rows is not None and has_keys else None,
+            answer=candidate.answer,
+            row_tokens=self.group.offer.row_tokens,
+            deepconf_window=self.group.offer.deepconf_window,
         )
 
 
@@ -156,9 +151,11 @@ class CandidateGroup:
 
     def __init__(self, checked: CheckedRequest) -> None:
         self.options = checked.options
-        self.row_tokens = checked.row_tokens
-        self.has_weights = checked.has_weights
+        self.offer = checked.offer
         self.unscored = checked.unscored
+        self.needs = checked.offer.needs(checked.options)
+        self._signals = checked.offer.signals(checked.options)
+        self.reads_stats = any(SIGNALS[name].needs & TOKEN_STATS for name in self._signals)
         self.failed = False
         self._followed: dict[int, FollowedCandidate] = {}
 
@@ -172,20 +169,32 @@ class CandidateGroup:
         followed = [self._followed[index] for index in sorted(self._followed)]
         candidates = [candidate.result() for candidate in followed]
         unscored = next((each.unscored for each in followed if each.unscored is not None), None)
+        self._find_answers(candidates)
+        traces = [each.trace(candidate) for each, candidate in zip(followed, candidates, strict=True)]
+        signals = measure_signals(traces, self._signals)
+        if self.options.return_signals:
+            for place, candidate in enumerate(candidates):
+                candidate.signals = {name: values[place] for name, values in signals.items()}
         selected = None
         if self.options.selector is not None:
-            traces = [each.trace(candidate) for each, candidate in zip(followed, candidates, strict=True)]
-            if any(trace.finished for trace in traces):
-                # `random` draws by the request's name, so that a request's choice can be repeated.
-                seed = zlib.crc32(output.request_id.encode())
-                selected = candidates[SELECTORS[self.options.selector].select(traces, seed=seed)].index
-            else:
+            finished = [trace.finished for trace in traces]
+            chosen = choose(self.options.selector, self.offer, signals, finished, output.request_id)
+            if chosen is None:
                 unscored = unscored or NOBODY_TO_CHOOSE.format(self.options.selector)
+            else:
+                selected = candidates[chosen].index
         failed = {candidate.index for candidate in candidates if candidate.finish_reason == FAILED}
         for completion in output.outputs:
             if completion.index in failed:
                 completion.finish_reason = FAILED
-        self._finish(output, Selection(selected, self.options.selector, candidates, unscored))
+        extract = self.offer.extract if "answer" in self.needs else None
+        self._finish(output, Selection(selected, self.options.selector, candidates, unscored, extract))
+
+    def _find_answers(self, candidates: Sequence[Candidate]) -> None:
+        extraction = self.offer.extraction
+        if extraction is not None and "answer" in self.needs:
+            for candidate in candidates:
+                candidate.answer = extraction.extract(candidate.text)
 
     def fail(self, request_id: str) -> None:
         """Give up on this request after an exception, and log it the first time."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nex_vllm.algorithm.baselines import SELECTORS
+from nex_vllm.algorithm.selectors import ALIASES, SELECTORS, get_selector
 from nex_vllm.errors import InputError
 
 NEX_SELECTOR = "nex"
@@ -20,10 +20,11 @@ class RequestOptions:
     """The NEX part of one request.
 
     Attributes:
-        selector: name of the selector, None where no choice was asked for.
+        selector: name of the selector, as the request gave it; None where no choice was asked for.
         return_all: all n outputs come back, in candidate order, with ``.nex`` filled.
         return_sums: every candidate carries its sparse activation sums.
         return_rows: every candidate carries its rows, with entropy and log-probability (calibration).
+        return_signals: every candidate carries every signal that the engine can measure.
         return_candidates: the HTTP answer carries every candidate's text and tokens.
         response_start: the prompt is ``prompt + response`` and the response starts at this token: record the
             response's positions in a teacher-forced pass. None for ordinary requests.
@@ -33,32 +34,9 @@ class RequestOptions:
     return_all: bool = False
     return_sums: bool = False
     return_rows: bool = False
+    return_signals: bool = False
     return_candidates: bool = False
     response_start: int | None = None
-
-    @property
-    def wants_logprobs(self) -> bool:
-        """Whether the log-probability of every sampled token is needed."""
-        return self.return_rows or "logprob" in self._needs
-
-    @property
-    def wants_token_stats(self) -> bool:
-        """Whether statistics of every token's distribution are needed, its log-probability among them."""
-        return self.wants_logprobs or "entropy" in self._needs
-
-    @property
-    def _needs(self) -> frozenset[str]:
-        return SELECTORS[self.selector].needs if self.selector else frozenset()
-
-    @property
-    def wants_entries(self) -> bool:
-        """Whether the kept activations themselves are needed, not only their masses."""
-        return self.return_sums or self.return_rows
-
-    @property
-    def needs_weights(self) -> bool:
-        """Whether the selector reads the score."""
-        return self.selector is not None and "score" in SELECTORS[self.selector].needs
 
 
 def _truth(name: str, value: Any) -> bool:
@@ -70,15 +48,20 @@ def _truth(name: str, value: Any) -> bool:
 
 
 def _parse_select(value: Any) -> tuple[str | None, bool]:
-    known = ", ".join(sorted(SELECTORS))
+    known = ", ".join(name for name, selector in SELECTORS.items() if "label" not in selector.needs)
     if isinstance(value, (bool, int)) or (isinstance(value, str) and value.lower() in {"true", "false"}):
         return (NEX_SELECTOR, False) if _truth("nex_select", value) else (None, False)
     if not isinstance(value, str):
         raise InputError(f'nex_select is {value!r}, but must be true, false, "all" or a selector\'s name ({known}).')
     if value == RETURN_ALL:
         return NEX_SELECTOR, True
-    if value not in SELECTORS:
+    if value not in SELECTORS and value not in ALIASES:
         raise InputError(f"nex_select names the unknown selector {value!r}; known are {known}, or true, false and all.")
+    if "label" in get_selector(value).needs:
+        raise InputError(
+            f"nex_select names {value}, which chooses by the right answers: there are none in serving, only in an "
+            f"evaluation; choose by {known}."
+        )
     return value, False
 
 
@@ -90,7 +73,14 @@ def _parse_response_start(value: Any) -> int | None:
     return value
 
 
-FIELDS = ("nex_select", "nex_return_sums", "nex_return_rows", "nex_return_candidates", "nex_response_start")
+FIELDS = (
+    "nex_select",
+    "nex_return_sums",
+    "nex_return_rows",
+    "nex_return_signals",
+    "nex_return_candidates",
+    "nex_response_start",
+)
 
 
 def parse_options(extra_args: Mapping[str, Any] | None) -> RequestOptions | None:
@@ -117,54 +107,9 @@ def parse_options(extra_args: Mapping[str, Any] | None) -> RequestOptions | None
         return_all=return_all,
         return_sums=_truth("nex_return_sums", given.get("nex_return_sums", False)),
         return_rows=_truth("nex_return_rows", given.get("nex_return_rows", False)),
+        return_signals=_truth("nex_return_signals", given.get("nex_return_signals", False)),
         return_candidates=_truth("nex_return_candidates", given.get("nex_return_candidates", False)),
         response_start=_parse_response_start(given.get("nex_response_start")),
     )
-    asks = options.selector or options.wants_entries or options.response_start is not None
-    return options if asks else None
-
-
-CHECKED = "nex_checked"
-"""Written into ``extra_args`` by the front end once it has checked a request; no user may write it."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedRequest:
-    """A request that the front end of an engine with NEX has checked.
-
-    Attributes:
-        options: what it asks for.
-        row_tokens: the engine's tokens per row: the front end's output side sees requests, never the configuration.
-        has_weights: whether the engine has weights.
-        hides_logprobs: whether log-probabilities are computed that the user did not ask for.
-        unscored: why they are not used for this request; None where they are.
-    """
-
-    options: RequestOptions
-    row_tokens: int
-    has_weights: bool
-    hides_logprobs: bool = False
-    unscored: str | None = None
-
-    def mark(self, extra_args: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``extra_args`` with the mark that :func:`checked_request` finds."""
-        context = {
-            "row_tokens": self.row_tokens,
-            "has_weights": self.has_weights,
-            "hides_logprobs": self.hides_logprobs,
-            "unscored": self.unscored,
-        }
-        return {**extra_args, CHECKED: context}
-
-
-def checked_request(extra_args: Mapping[str, Any] | None) -> CheckedRequest | None:
-    """Return what a checked request asks for; None for every other, whatever its ``extra_args`` say.
-
-    Worker and output side read this and nothing else. A request that reached the engine unchecked is served as by
-    plain vLLM, so a value that nobody checked cannot stop the engine.
-    """
-    if not extra_args or CHECKED not in extra_args:
-        return None
-    context = extra_args[CHECKED]
-    options = parse_options({name: value for name, value in extra_args.items() if name != CHECKED})
-    return None if options is None else CheckedRequest(options, **context)
+    returns = options.return_sums or options.return_rows or options.return_signals
+    return options if options.selector or returns or options.response_start is not None else None

@@ -40,6 +40,9 @@ class Candidate:
         token_ids: the response's tokens.
         sums: sparse activation sums, where asked for by ``nex_return_sums``.
         rows: recorded rows, where asked for by ``nex_return_rows``.
+        answer: the answer found in ``text``, in its one form, where something reads it; None too where there is none.
+        signals: by name, every signal that the engine can measure, where asked for by ``nex_return_signals``; None for
+            a signal that this candidate lacks.
     """
 
     index: int
@@ -53,6 +56,8 @@ class Candidate:
     token_ids: list[int] = field(repr=False)
     sums: SparseSums | None = field(default=None, repr=False)
     rows: ResponseRows | None = field(default=None, repr=False)
+    answer: str | None = None
+    signals: dict[str, float | None] | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
@@ -66,9 +71,11 @@ class Selection:
         candidates: all n, in order.
         unscored: why no choice could be made, or why candidates of an engine with weights have no score; one sentence.
             None where nothing went wrong.
+        extract: how the candidates' answers were found, the engine's setting; None where nothing reads them.
     """
 
     selected: int | None
     selector: str | None
     candidates: list[Candidate]
     unscored: str | None = None
+    extract: str | None = None

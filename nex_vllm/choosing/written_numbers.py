@@ -1,7 +1,8 @@
 r"""Numbers as people and models write them, and the one form in which equal ones are equal strings.
 
-``1,000``, ``1000.0`` and ``+1000`` are ``1000``; ``.50`` is ``0.5``; ``-0`` is ``0``; ``1.5e3`` is ``1500``. Fractions stay
-as they are written (``2/4``, ``2 1/2``), and ``\frac{1}{2}`` is ``1/2``. A comma between digits separates thousands.
+``1,000``, ``1000.0`` and ``+1000`` are ``1000``; ``.50`` is ``0.5``; ``-0`` is ``0``; ``1.5e3`` is ``1500``. Fractions
+stay as they are written (``2/4``, ``2 1/2``), and ``\frac{1}{2}`` is ``1/2``. A comma between digits separates
+thousands.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Most arguments of the functions are only declarations: the plans of the same fie
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -164,6 +165,78 @@ def score(
 
 
 @app.command(
+    cls=EngineCommand,
+    short_help="Say whether choosing helps, for every selector on the same candidates.",
+    epilog="\b\nExamples:\n"
+    "  nex-vllm compare MODEL --problems problems.jsonl --weights weights.safetensors --out comparison\n"
+    "  nex-vllm compare MODEL --problems hub:aime24 --calibration cache -n 8 --out comparison\n"
+    "  nex-vllm compare MODEL --problems p.jsonl --grader check.py:is_right --out comparison\n"
+    "  nex-vllm compare comparison/candidates.parquet --selectors nex,shortest,majority\n\n"
+    + engine_options.HELP.format("compare MODEL --problems P --out DIR"),
+)
+def compare(  # noqa: PLR0913, PLR0917 - one argument per flag
+    context: typer.Context,
+    source: options.Compared,
+    problems: options.Problems = None,
+    weights: options.ComparedWeights = None,
+    calibration: options.ComparedCalibration = None,
+    num_candidates: options.Candidates = 4,
+    out: options.ComparisonOut = None,
+    grader: options.Grader = None,
+    extract: options.Extract = None,
+    selectors: options.Selectors = None,
+    selector_file: options.SelectorFile = None,
+    top_k: options.RecordedTopK = None,
+    row_tokens: options.RecordedRowTokens = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = 0.7,
+    top_p: options.TopP = 0.9,
+    seed: options.Seed = 0,
+    accept_other_model: options.AcceptOtherModel = False,
+    force: options.Force = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Say whether choosing helps on your own model and problems, label-free or learned, beside a random choice.
+
+    Several candidates are sampled for each problem, every selector chooses among the same ones, and where answers are
+    known the choices are graded: accuracy, and the difference to a random choice with its interval. Without answers it
+    says who agrees with whom. Without --weights and --calibration NEX itself is left out. A run that is interrupted, or
+    killed, goes on with the same command; --grader, --extract, --selectors and --weights may change then.
+    """
+    quiet_vllm(verbose)
+    from nex_vllm.cli import comparing
+
+    if comparing.is_table(source):
+        _refuse_flags(context, _TABLE_FLAGS, f"has no effect on the candidates in {source}, which are sampled already")
+        comparing.run_compare_table(Path(source), out, selectors, selector_file, force=force)
+        return
+    if problems is None or out is None:
+        missing = "--problems FILE" if problems is None else "--out DIR"
+        raise InputError(f"{missing} is missing; give --problems FILE and --out DIR, or an earlier candidates.parquet")
+    if force:
+        raise InputError("--force has no effect where candidates are sampled; give a new --out, or leave --force out")
+    comparing.run_compare_model(_plan(comparing.ComparisonPlan, context))
+
+
+@app.command(
+    cls=Command,
+    short_help="Learn from a few graded problems how much each signal is worth.",
+    epilog="\b\nExamples:\n"
+    "  nex-vllm fit comparison/candidates.parquet --out selector.json\n"
+    "  vllm serve MODEL --plugin nex --nex-selector selector.json",
+)
+def fit(candidates: options.CandidatesFile, out: options.SelectorOut, force: options.Force = False) -> None:
+    """Learn a selector from graded candidates: a weighted sum of all signals, by logistic regression.
+
+    What it gains is measured on problems that it was not fitted to, beside every selector that needs no labels. Twenty
+    graded problems are the least.
+    """
+    from nex_vllm.cli import fitting
+
+    fitting.run_fit(candidates, out, force=force)
+
+
+@app.command(
     cls=Command,
     epilog="\b\nExamples:\n  nex-vllm inspect weights.safetensors\n  nex-vllm inspect cache",
 )
@@ -233,22 +306,26 @@ def _recording_plan(context: typer.Context) -> RecordingPlan:
 
 
 _LEARNING_FLAGS = frozenset({"out", "from_cache", "credit", "rho", "min_run", "force", "verbose"})
+_TABLE_FLAGS = frozenset({"source", "out", "selectors", "selector_file", "force", "verbose"})
 
 
 def _refuse_recording_flags(context: typer.Context) -> None:
+    """Refuse the model, flags of the recording and engine options beside --from-cache."""
+    problem = "has no effect on what --from-cache learns from, which is recorded already"
+    _refuse_flags(context, _LEARNING_FLAGS, problem, " or leave out --from-cache")
+
+
+def _refuse_flags(context: typer.Context, allowed: frozenset[str], problem: str, other: str = "") -> None:
     """Refuse flags that would have no effect, rather than let the user believe that they had.
 
     Raises:
-        InputError: the model, a flag of the recording or an engine option was given beside --from-cache.
+        InputError: a flag that is not ``allowed``, or an engine option, was given.
     """
     given = [parameter for parameter in context.command.params if _is_given(context, parameter.name or "")]
-    shown = ["MODEL" if each.name == "model" else each.opts[0] for each in given if each.name not in _LEARNING_FLAGS]
+    shown = ["MODEL" if each.name == "model" else each.opts[0] for each in given if each.name not in allowed]
     shown += ["an engine option after --"] if words_after_dashes(context) else []
     if shown:
-        raise InputError(
-            f"{shown[0]} has no effect on what --from-cache learns from, which is recorded already; leave it out, or "
-            "leave out --from-cache"
-        )
+        raise InputError(f"{shown[0]} {problem}; leave it out{',' if other else ''}{other}")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -104,6 +104,73 @@ Seed = Annotated[
 Credit = Annotated[CreditName, typer.Option(help="Credit the neurons first seen in an exploring run, or all active.")]
 Rho = Annotated[float, typer.Option(metavar="P", help="Probability of staying in a state in the segmentation.")]
 MinRun = Annotated[int, typer.Option(min=1, metavar="N", help="Shortest run of rows that the segmentation keeps.")]
+Compared = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|CANDIDATES", help="A model to sample from, or the candidates.parquet of an earlier comparison."
+    ),
+]
+Problems = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="JSON lines with `prompt` or `messages`, and optionally `answer` and a unique `id`; or a local copy of "
+        "AIME, GPQA, MATH-500, GSM8K, HMMT or BRUMO (.parquet, .jsonl, .csv or a folder), or hub:NAME (hub:aime24).",
+        show_default=False,
+    ),
+]
+ComparisonOut = Annotated[
+    Path | None,
+    path_option("DIR", "Where candidates and outcome go; a directory to go on with after an interruption."),
+]
+ComparedWeights = Annotated[Path | None, path_option("WEIGHTS", "The weights file that scores are from.")]
+ComparedCalibration = Annotated[
+    Path | None,
+    path_option(
+        "CACHE",
+        "The activation cache of a calibration, for diagnostics and intervals; and for weights, without --weights.",
+    ),
+]
+Candidates = Annotated[int, typer.Option("-n", metavar="N", help="Candidates for each problem.")]
+Grader = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GRADER",
+        help="exact, numeric, choice, math, or FILE.py:FUNCTION with a function (response, answer) -> bool of yours; "
+        "by default what suits the answers.",
+        show_default=False,
+    ),
+]
+Extract = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="How answers are taken from responses: boxed, last_number, choice, line:PREFIX or pattern:RE; by default "
+        "what suits the grader.",
+        show_default=False,
+    ),
+]
+Selectors = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Selectors to compare; by default all that can be applied.", show_default=False),
+]
+SelectorFile = Annotated[Path | None, path_option("FILE", "What `learned` chooses by: a selector.json of `fit`.")]
+RecordedTopK = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="K", help="Neurons kept per token; by default those of the weights, or 2000.", show_default=False
+    ),
+]
+RecordedRowTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="W", help="Tokens per row; by default those of the weights, or 32.", show_default=False
+    ),
+]
+CandidatesFile = Annotated[
+    Path, typer.Argument(metavar="CANDIDATES", parser=_path, help="The candidates.parquet of a graded comparison.")
+]
+SelectorOut = Annotated[Path, path_option("FILE", "The selector.json to write.")]
 AcceptOtherModel = Annotated[
     bool,
     typer.Option(

@@ -1,1 +1,1 @@
-"""What a choice is worth: problems and grading, comparisons of selectors, resampling, diagnostics; no engine is needed."""
+"""What a choice is worth: problems, grading, comparisons of selectors, resampling, diagnostics; it needs no engine."""

@@ -63,7 +63,7 @@ def make_choices(
     for name in names:
         selector = SELECTORS[name]
         seen = table if "label" in selector.needs else blind
-        values = _values(seen, selector, learned, finished, seed)
+        values = _values(seen, selector, learned, seed)
         if isinstance(values, str):
             made.left_out[name] = values
             continue
@@ -115,7 +115,6 @@ def _values(
     table: CandidateTable,
     selector: Selector,
     learned: LearnedSelector | None,
-    finished: npt.NDArray[np.bool_],
     seed: int,
 ) -> Column | str:
     """Return what a selector chooses by, or why there is nothing."""

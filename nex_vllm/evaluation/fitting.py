@@ -20,13 +20,13 @@ from nex_vllm.storage.comparison_file import SelectorResult
 FEWEST_GRADED = 20
 FEWEST_MIXED = 10
 FOLDS = 5
-STRENGTHS = tuple(10.0**power for power in range(-4, 3))
+STRENGTHS = tuple(10.0**power for power in range(-3, 2))
 """Inverse strengths of the regularisation that are tried, scikit-learn's C."""
 
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Fit:
     """What was learned, and what it is worth.
 
@@ -35,6 +35,8 @@ class Fit:
         strength: the inverse strength of regularisation that was chosen for it, C.
         num_graded: problems whose candidates are all graded.
         num_mixed: of these, problems with right and wrong candidates; the others do not tell candidates apart.
+        held_out: float64 [C], over the candidates of graded problems: what ``learned`` ranks each by, as fitted without
+            its fold.
         results: by selector, on the graded problems; ``learned`` on each problem as fitted without its fold.
     """
 
@@ -42,6 +44,7 @@ class Fit:
     strength: float
     num_graded: int
     num_mixed: int
+    held_out: Floats
     results: dict[str, SelectorResult]
 
 
@@ -66,9 +69,9 @@ def fit_selector(table: CandidateTable, *, seed: int = 0) -> Fit:
     """Learn how much each signal is worth, and say by cross-validation over problems what the choice gains.
 
     Features are all signals at hand, standardised within the problem. Problems whose candidates are all right or all
-    wrong have nothing to tell candidates apart by and are left out of the fit, not out of the judgement. The strength of
-    the L2 regularisation is chosen by cross-validation over the problems that are fitted to, by their log-loss; so the
-    problems of a fold have no part in what they are judged with.
+    wrong have nothing to tell candidates apart by and are left out of the fit, not out of the judgement. The strength
+    of the L2 regularisation is chosen by cross-validation over the problems that are fitted to, by their log-loss; so
+    the problems of a fold have no part in what they are judged with.
 
     Args:
         table: candidates with grades.
@@ -99,7 +102,7 @@ def fit_selector(table: CandidateTable, *, seed: int = 0) -> Fit:
         values[rows] = task.features[rows] @ coefficients
     coefficients, strength = _fit(task, everything, seed)
     learned = LearnedSelector(dict(zip(task.names, coefficients.tolist(), strict=True)))
-    return Fit(learned, strength, len(task.groups), num_mixed, _judged(table, values, seed))
+    return Fit(learned, strength, len(task.groups), num_mixed, values, _judged(table, values, seed))
 
 
 def _only(table: CandidateTable, wanted: npt.NDArray[np.bool_]) -> CandidateTable:
@@ -169,7 +172,7 @@ def _regress(task: _Task, problems: npt.NDArray[np.int64], strength: float) -> t
     from sklearn.linear_model import LogisticRegression
 
     rows = task.rows(problems)
-    model = LogisticRegression(C=strength, max_iter=1000).fit(task.features[rows], task.correct[rows])
+    model = LogisticRegression(C=strength, solver="newton-cholesky").fit(task.features[rows], task.correct[rows])
     return np.asarray(model.coef_[0], dtype=np.float64), float(model.intercept_[0])
 
 

@@ -55,6 +55,15 @@ def check_grader(grader: str) -> None:
         pass
 
 
+def check_extract(extract: str) -> None:
+    """Refuse a way of taking answers from responses that there is not.
+
+    Raises:
+        InputError: see `nex_vllm.choosing.answers.parse_extraction`.
+    """
+    parse_extraction(extract)
+
+
 def grade(grader: str, responses: Sequence[Response]) -> tuple[list[bool | None], str | None]:
     """Grade responses; None for those whose right answer is not known, and a sentence about what could not be judged.
 

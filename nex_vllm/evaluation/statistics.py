@@ -160,7 +160,8 @@ def _partial(moments: Floats) -> Floats:
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:
     # What is left of a difference that should be 0 is no number to divide by.
-    return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 1e-12)
+    ratio: Floats = np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 1e-12)
+    return ratio
 
 
 def _pairs(score: Floats, correct: Floats, length: Floats) -> list[float]:

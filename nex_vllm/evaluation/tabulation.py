@@ -13,9 +13,10 @@ import numpy.typing as npt
 from nex_vllm.algorithm.scores import weighted_masses
 from nex_vllm.algorithm.signals import SIGNALS, CandidateTrace, Values, medoid_distances, votes
 from nex_vllm.algorithm.weights import NeuronWeights
-from nex_vllm.choosing.answers import Extraction
+from nex_vllm.choosing.answers import parse_extraction
 from nex_vllm.errors import NexError
 from nex_vllm.evaluation.grading import Response, grade
+from nex_vllm.evaluation.sums import CandidateSums, sum_candidates
 from nex_vllm.storage import CachedResponse, CacheReader, CandidateTable, Problem
 
 RECORDED = tuple(name for name, signal in SIGNALS.items() if not signal.needs & {"score", "answer"})
@@ -29,7 +30,7 @@ def tabulate(
     problems: Sequence[Problem],
     num_candidates: int,
     *,
-    extraction: Extraction | None,
+    extract: str | None,
     weights: NeuronWeights | None,
     meta: Mapping[str, Any],
     done: Callable[[], object] = lambda: None,
@@ -42,7 +43,7 @@ def tabulate(
         reader: the cache, with the signals of each response.
         problems: response k to a problem has the id ``PROBLEM-k``.
         num_candidates: n.
-        extraction: how answers are taken from texts; None for no answers.
+        extract: how answers are taken from texts (see `nex_vllm.choosing.answers`); None for no answers.
         weights: what scores are from; None for none.
         meta: of the table.
         done: called after each response.
@@ -50,6 +51,7 @@ def tabulate(
     Raises:
         NexError: a response is missing.
     """
+    extraction = None if extract is None else parse_extraction(extract)
     ids = [candidate_id(problem, k) for problem in problems for k in range(num_candidates)]
     row_of = {name: row for row, name in enumerate(ids)}
     found = {response.id: response for response in reader.responses() if response.id in row_of}
@@ -93,6 +95,16 @@ def grade_table(table: CandidateTable, problems: Sequence[Problem], grader: str)
     ]
     grades, notice = grade(grader, responses)
     return replace(table, correct=grades, meta={**table.meta, "grader": grader}), notice
+
+
+def sums_of_candidates(
+    reader: CacheReader, problems: Sequence[Problem], num_candidates: int, keys: npt.NDArray[np.uint32]
+) -> CandidateSums:
+    """Return the sums of the candidates in the order of their table, for the neurons ``keys``, uint32 [m] ascending."""
+    sums = sum_candidates(reader.rows(), keys)
+    row_of = {response: row for row, response in enumerate(sums.responses)}
+    ids = [candidate_id(problem, k) for problem in problems for k in range(num_candidates)]
+    return sums.take(np.array([row_of[name] for name in ids], dtype=np.int64))
 
 
 def candidate_id(problem: Problem, k: int) -> str:
@@ -154,8 +166,12 @@ def _votes(
                 id(trace): None if math.isnan(weight) else weight
                 for trace, weight in zip(traces, weighing[group].tolist(), strict=True)
             }
-            found[name][group] = _numbers(votes(traces, lambda trace, of=weight_of: of[id(trace)]))
+            found[name][group] = _numbers(votes(traces, _by_identity(weight_of)))
     return found
+
+
+def _by_identity(weight_of: Mapping[int, float | None]) -> Callable[[CandidateTrace], float | None]:
+    return lambda trace: weight_of[id(trace)]
 
 
 def _numbers(values: Values) -> npt.NDArray[np.float64]:

@@ -11,10 +11,27 @@ from typing import Any
 from vllm import envs
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from nex_vllm.choosing.answers import parse_extraction
+from nex_vllm.choosing.checks import OWN_LOGPROBS
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.ledger_check import require_all
-from nex_vllm.plugin.settings import CONFIG_KEY, DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, NexSettings, ResolvedSettings
-from nex_vllm.storage import WeightsFile, check_fits, load_weights, model_fingerprint
+from nex_vllm.plugin.settings import (
+    CONFIG_KEY,
+    DEFAULT_DEEPCONF_WINDOW,
+    DEFAULT_ROW_TOKENS,
+    DEFAULT_TOP_K,
+    NexSettings,
+    ResolvedSettings,
+)
+from nex_vllm.storage import (
+    SelectorFile,
+    WeightsFile,
+    check_fits,
+    check_selector_fits,
+    load_selector,
+    load_weights,
+    model_fingerprint,
+)
 
 logger = logging.getLogger("vllm.nex")
 
@@ -34,9 +51,11 @@ def create_engine_config_with_nex(engine_args: Any, make_config: Callable[[], An
     raw = engine_args.additional_config[CONFIG_KEY]
     try:
         settings = NexSettings.from_config(raw)
+        # Before the model's configuration is read, which can take long.
         if settings.weights is not None:
-            # Before the model's configuration is read, which can take long.
             load_weights(Path(settings.weights))
+        if settings.selector_file is not None:
+            load_selector(Path(settings.selector_file))
         config = make_config()
         _refuse_unsupported(config)
         worker = recording_worker(config.parallel_config.worker_cls)
@@ -170,11 +189,15 @@ def local_folder(config: Any) -> Path:
 
 
 def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
-    """Check the weights file against the model, and take from it what was left open."""
+    """Check the weights file and the selector's against the model, and take from them what was left open."""
     file = path = None
     if settings.weights is not None:
         path = Path(settings.weights).absolute()
         file = load_weights(path)
+    selector = selector_path = None
+    if settings.selector_file is not None:
+        selector_path = Path(settings.selector_file).absolute()
+        selector = load_selector(selector_path)
     resolved = ResolvedSettings(
         weights=None if path is None else str(path),
         top_k=settings.top_k or (DEFAULT_TOP_K if file is None else file.meta.top_k),
@@ -183,10 +206,40 @@ def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
         allow_lora=settings.allow_lora,
         accept_other_model=settings.accept_other_model,
         logprobs_mode=config.model_config.logprobs_mode,
+        extract=settings.extract or (None if selector is None else selector.extract),
+        deepconf_window=settings.deepconf_window
+        or (DEFAULT_DEEPCONF_WINDOW if selector is None else selector.deepconf_window),
+        selector_file=None if selector_path is None else str(selector_path),
+        coefficients=None if selector is None else dict(selector.coefficients),
     )
     if file is not None and path is not None:
         _check_weights(file, path, resolved, config)
+    if selector is not None and selector_path is not None:
+        _check_selector(selector, selector_path, resolved)
     return resolved
+
+
+def _check_selector(file: SelectorFile, path: Path, settings: ResolvedSettings) -> None:
+    """Refuse a learned selector that reads what this engine does not have or measures otherwise."""
+    if file.extract is not None:
+        try:
+            parse_extraction(file.extract)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    check_selector_fits(
+        file,
+        extract=settings.extract,
+        deepconf_window=settings.deepconf_window,
+        row_tokens=settings.row_tokens,
+        top_k=settings.top_k,
+        has_weights=settings.weights is not None,
+        source=path,
+    )
+    if "logprob" in file.selector.needs and settings.logprobs_mode != OWN_LOGPROBS:
+        raise InputError(
+            f"{path} chooses by the model's own log-probabilities among others, but this engine was started with "
+            f"--logprobs-mode {settings.logprobs_mode}; start it with {OWN_LOGPROBS}."
+        )
 
 
 def _check_weights(file: WeightsFile, path: Path, settings: ResolvedSettings, config: Any) -> None:

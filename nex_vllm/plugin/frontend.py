@@ -17,8 +17,9 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import RequestState
 
 from nex_vllm.choosing.candidates import CandidateGroup, FollowedCandidate
+from nex_vllm.choosing.checked import CheckedRequest, checked_request
 from nex_vllm.choosing.checks import check_adapter, check_options, check_response_start
-from nex_vllm.choosing.options import CheckedRequest, RequestOptions, checked_request, parse_options
+from nex_vllm.choosing.options import RequestOptions, parse_options
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.hidden_logprobs import ask_for_logprobs, hide_logprobs
 from nex_vllm.plugin.settings import ResolvedSettings, is_active, resolved_settings
@@ -48,17 +49,18 @@ def check_request(params: Any, settings: ResolvedSettings) -> RequestOptions | N
     """Return what a request asks for, and refuse one that this engine cannot serve.
 
     Raises:
-        RefusedRequestError: for unknown names and values, a choice by score without weights, and recording a given
-            response where there is no room for it or not by itself.
+        RefusedRequestError: for unknown names and values, a choice by what the engine does not have, and recording a
+            given response where there is no room for it or not by itself.
     """
     try:
         options = parse_options(params.extra_args)
         if options is not None:
             check_options(
                 options,
+                settings.offer,
                 n=params.n,
                 max_tokens=params.max_tokens,
-                has_weights=settings.weights is not None,
+                detokenize=params.detokenize,
                 teacher_forced=settings.teacher_forced,
                 logprobs_mode=settings.logprobs_mode,
             )
@@ -74,7 +76,7 @@ def check_lora(options: RequestOptions, settings: ResolvedSettings) -> str | Non
         RefusedRequestError: for a choice by score, unless the settings allow it.
     """
     try:
-        return check_adapter(options, has_weights=settings.weights is not None, allow_lora=settings.allow_lora)
+        return check_adapter(options, settings.offer, allow_lora=settings.allow_lora)
     except InputError as error:
         raise RefusedRequestError(str(error)) from None
 
@@ -106,11 +108,11 @@ def _wrap_process_inputs() -> None:
         if unscored is not None:
             _warn_once(f"{unscored} It stays unscored, as does every other such request.")
         own = request.sampling_params
+        needs_logprobs = "logprob" in settings.offer.needs(options)
         checked = CheckedRequest(
             options,
-            settings.row_tokens,
-            settings.weights is not None,
-            hides_logprobs=options.wants_logprobs and ask_for_logprobs(own),
+            settings.offer,
+            hides_logprobs=needs_logprobs and ask_for_logprobs(own),
             unscored=unscored,
         )
         own.extra_args = checked.mark(own.extra_args)

@@ -37,8 +37,9 @@ def agree_on_settings(settings: ResolvedSettings) -> None:
         return
     store = dist.distributed_c10d._get_default_store()
     compared = asdict(settings)
-    # vLLM's own.
-    del compared["logprobs_mode"]
+    # vLLM's own, and what only the front end reads.
+    for name in ("logprobs_mode", "extract", "deepconf_window", "selector_file", "coefficients"):
+        del compared[name]
     if settings.weights is not None:
         # The same file may lie in another place on another node.
         compared["weights"] = "sha256 " + hashlib.sha256(Path(settings.weights).read_bytes()).hexdigest()

@@ -6,7 +6,10 @@ from typing import Any
 
 from vllm.sampling_params import SamplingParams as _VllmSamplingParams
 
-from nex_vllm.choosing.options import CHECKED, parse_options
+from nex_vllm.choosing.checked import CHECKED
+from nex_vllm.choosing.options import parse_options
+
+_KEYWORDS = ("nex_select", "nex_return_sums", "nex_return_rows", "nex_return_signals", "nex_response_start")
 
 
 class SamplingParams(_VllmSamplingParams, omit_defaults=True, dict=True):  # type: ignore[call-arg]
@@ -20,6 +23,7 @@ class SamplingParams(_VllmSamplingParams, omit_defaults=True, dict=True):  # typ
             the name of another selector chooses by that; False chooses nothing.
         nex_return_sums: give every candidate its sparse activation sums.
         nex_return_rows: give every candidate its rows, with entropy and log-probability (calibration).
+        nex_return_signals: give every candidate every signal that the engine can measure, by name.
         nex_response_start: the prompt is ``prompt + response``; record the response from this token on.
 
     Raises:
@@ -29,14 +33,11 @@ class SamplingParams(_VllmSamplingParams, omit_defaults=True, dict=True):  # typ
     nex_select: bool | str = False
     nex_return_sums: bool = False
     nex_return_rows: bool = False
+    nex_return_signals: bool = False
     nex_response_start: int | None = None
 
     def __post_init__(self) -> None:
-        given = {
-            name: value
-            for name in ("nex_select", "nex_return_sums", "nex_return_rows", "nex_response_start")
-            if (value := getattr(self, name)) is not False and value is not None
-        }
+        given = {name: value for name in _KEYWORDS if (value := getattr(self, name)) is not False and value is not None}
         if given:
             own: dict[str, Any] = getattr(self, "extra_args", None) or {}
             self.extra_args = {**own, **given}

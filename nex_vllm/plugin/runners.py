@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from nex_vllm.choosing.options import RequestOptions, checked_request
+from nex_vllm.choosing.checked import CheckedRequest, checked_request
+from nex_vllm.choosing.offer import TOKEN_STATS
 from nex_vllm.errors import InputError
 from nex_vllm.recording.recorder import PendingStep, Recorder, RecordingOptions, ScheduledRequest
 from nex_vllm.records import STEP_ATTRIBUTE
@@ -54,15 +55,18 @@ def _follow_requests(runner: Any, recorder: Recorder) -> None:
         for new in scheduler_output.scheduled_new_reqs:
             checked = checked_request(new.sampling_params.extra_args) if new.sampling_params is not None else None
             if checked is not None:
-                recorder.follow(new.req_id, _recording_options(checked.options), len(new.prompt_token_ids or ()))
+                recorder.follow(new.req_id, _recording_options(checked), len(new.prompt_token_ids or ()))
         return plain(scheduler_output, *args, **kwargs)
 
     runner.execute_model = execute_model
 
 
-def _recording_options(asked: RequestOptions) -> RecordingOptions:
+def _recording_options(asked: CheckedRequest) -> RecordingOptions:
+    needs = asked.offer.needs(asked.options)
     return RecordingOptions(
-        entries=asked.wants_entries, token_stats=asked.wants_token_stats, response_start=asked.response_start
+        entries="keys" in needs,
+        token_stats=bool(needs & TOKEN_STATS),
+        response_start=asked.options.response_start,
     )
 
 

@@ -6,15 +6,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from nex_vllm.choosing.answers import parse_extraction
+from nex_vllm.choosing.offer import EngineOffer
 from nex_vllm.errors import InputError
 
 CONFIG_KEY = "nex"
 DEFAULT_TOP_K = 2000
 DEFAULT_ROW_TOKENS = 32
+DEFAULT_DEEPCONF_WINDOW = 2048
 
-_KNOWN = ("weights", "top_k", "row_tokens", "teacher_forced", "allow_lora", "accept_other_model")
+_KNOWN = (
+    "weights",
+    "top_k",
+    "row_tokens",
+    "teacher_forced",
+    "allow_lora",
+    "accept_other_model",
+    "extract",
+    "deepconf_window",
+    "selector_file",
+)
 # Written by the plugin, not by users: set on a command line, and by the activation once the file has been read.
-_INTERNAL = ("from_command_line", "resolved", "logprobs_mode")
+_INTERNAL = ("from_command_line", "resolved", "logprobs_mode", "coefficients")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,10 @@ class NexSettings:
             can be recorded in a prefill (`nex-vllm score`).
         allow_lora: requests with a LoRA adapter are scored with the weights of the model without it.
         accept_other_model: take weights that were calibrated on another model of the same layers and widths.
+        extract: how answers are found in responses (:func:`parse_extraction`), None for not at all, or as the learned
+            selector's file says.
+        deepconf_window: tokens of a group of DeepConf, None to take it from that file.
+        selector_file: path of a learned selector's file, None for none.
         from_command_line: unusable settings end in one sentence on stderr and exit status 2.
     """
 
@@ -38,6 +55,9 @@ class NexSettings:
     teacher_forced: bool = False
     allow_lora: bool = False
     accept_other_model: bool = False
+    extract: str | None = None
+    deepconf_window: int | None = None
+    selector_file: str | None = None
     from_command_line: bool = False
 
     @classmethod
@@ -54,18 +74,30 @@ class NexSettings:
             raise InputError(
                 f'Unknown setting {unknown[0]!r} in additional_config["{CONFIG_KEY}"]; known are {", ".join(_KNOWN)}.'
             )
-        weights = config.get("weights")
-        if weights is not None and not isinstance(weights, str):
-            weights = str(weights)
         return cls(
-            weights=weights,
+            weights=_path(config.get("weights")),
             top_k=_positive("top_k", config.get("top_k")),
             row_tokens=_positive("row_tokens", config.get("row_tokens")),
             teacher_forced=_flag("teacher_forced", config.get("teacher_forced", False)),
             allow_lora=_flag("allow_lora", config.get("allow_lora", False)),
             accept_other_model=_flag("accept_other_model", config.get("accept_other_model", False)),
+            extract=_extract(config.get("extract")),
+            deepconf_window=_positive("deepconf_window", config.get("deepconf_window")),
+            selector_file=_path(config.get("selector_file")),
             from_command_line=bool(config.get("from_command_line", False)),
         )
+
+
+def _path(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _extract(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InputError(f"The NEX setting extract is {value!r}, but must be a string such as 'boxed'.")
+    return str(parse_extraction(value))
 
 
 def _positive(name: str, value: Any) -> int | None:
@@ -94,6 +126,10 @@ class ResolvedSettings:
         allow_lora: see there.
         accept_other_model: see there.
         logprobs_mode: vLLM's own setting.
+        extract: how answers are found in responses, None for not at all.
+        deepconf_window: tokens of a group of DeepConf.
+        selector_file: absolute path of a learned selector's file, None for none.
+        coefficients: the learned selector's, by signal, None without one.
     """
 
     weights: str | None
@@ -103,6 +139,21 @@ class ResolvedSettings:
     allow_lora: bool
     accept_other_model: bool
     logprobs_mode: str
+    extract: str | None = None
+    deepconf_window: int = DEFAULT_DEEPCONF_WINDOW
+    selector_file: str | None = None
+    coefficients: dict[str, float] | None = None
+
+    @property
+    def offer(self) -> EngineOffer:
+        """What candidates can be chosen by."""
+        return EngineOffer(
+            row_tokens=self.row_tokens,
+            has_weights=self.weights is not None,
+            extract=self.extract,
+            deepconf_window=self.deepconf_window,
+            coefficients=self.coefficients,
+        )
 
     def to_config(self) -> dict[str, Any]:
         """Return what stands under ``additional_config["nex"]`` of an engine that NEX is on in."""

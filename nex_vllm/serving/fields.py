@@ -55,14 +55,17 @@ def _selection_body(selection: Selection, *, with_candidates: bool) -> dict[str,
     body: dict[str, Any] = {
         "selected": selection.selected,
         "selector": selection.selector,
-        "candidates": [_candidate_body(each, with_text=with_candidates) for each in selection.candidates],
+        "candidates": [
+            _candidate_body(each, with_text=with_candidates, with_answer=selection.extract is not None)
+            for each in selection.candidates
+        ],
     }
     if selection.unscored is not None:
         body["unscored"] = selection.unscored
     return body
 
 
-def _candidate_body(candidate: Candidate, *, with_text: bool) -> dict[str, Any]:
+def _candidate_body(candidate: Candidate, *, with_text: bool, with_answer: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "index": candidate.index,
         "score": candidate.score,
@@ -72,6 +75,8 @@ def _candidate_body(candidate: Candidate, *, with_text: bool) -> dict[str, Any]:
         "num_tokens": candidate.num_tokens,
         "finish_reason": candidate.finish_reason,
     }
+    if with_answer:
+        body["answer"] = candidate.answer
     if with_text:
         body |= {"text": candidate.text, "token_ids": candidate.token_ids}
     return body

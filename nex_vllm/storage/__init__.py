@@ -1,4 +1,4 @@
-"""The file formats (activation cache, weights, table of candidates), and the files that a user gives.
+"""The file formats (activation cache, weights, candidates, learned selector), and the files that a user gives.
 
 What needs pyarrow is loaded on first use: an engine worker reads weights and no cache.
 """
@@ -14,6 +14,7 @@ from nex_vllm.storage.files import abbreviate, error_reason, read_json_object
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.metadata import CacheMeta, WeightsMeta
 from nex_vllm.storage.prompts import GivenResponse, Problem, Prompt, read_problems, read_prompts, read_responses
+from nex_vllm.storage.selector_file import SelectorFile, check_selector_fits, load_selector, save_selector
 from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -31,14 +32,17 @@ __all__ = [
     "GivenResponse",
     "Problem",
     "Prompt",
+    "SelectorFile",
     "WeightsFile",
     "WeightsMeta",
     "abbreviate",
     "atomic_output",
     "check_fits",
+    "check_selector_fits",
     "check_writable_output",
     "decode_diagnostics",
     "error_reason",
+    "load_selector",
     "load_weights",
     "model_fingerprint",
     "read_candidates",
@@ -47,6 +51,7 @@ __all__ = [
     "read_prompts",
     "read_responses",
     "refuse_output_inside",
+    "save_selector",
     "save_weights",
     "write_atomically",
     "write_candidates",

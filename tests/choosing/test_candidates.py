@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nex_vllm.algorithm.signals import NUM_STATISTICS
+from nex_vllm.algorithm import SELECTORS, SIGNALS, LearnedSelector
 from nex_vllm.choosing.candidates import CHANGED_WEIGHTS, NEX_FAILED, CandidateGroup
+from nex_vllm.choosing.checked import CheckedRequest
 from nex_vllm.choosing.checks import ADAPTER
-from nex_vllm.choosing.options import CheckedRequest, RequestOptions
+from nex_vllm.choosing.offer import EngineOffer
+from nex_vllm.choosing.options import RequestOptions
 from nex_vllm.records import RESPONSE_MASSES, TokenRecords
 from tests.choosing.outputs import Completion, Output
 
@@ -21,8 +23,11 @@ CHANGED = (np.nan, np.nan, 8.0)
 NO_NUMBER = (np.nan, np.nan, np.nan)
 
 
-def _group(*, has_weights: bool = True, unscored: str | None = None, **options: Any) -> CandidateGroup:
-    return CandidateGroup(CheckedRequest(RequestOptions(**options), 2, has_weights, unscored=unscored))
+def _group(
+    *, has_weights: bool = True, unscored: str | None = None, offer: dict[str, Any] | None = None, **options: Any
+) -> CandidateGroup:
+    engine = EngineOffer(**{"row_tokens": 2, "has_weights": has_weights, **(offer or {})})
+    return CandidateGroup(CheckedRequest(RequestOptions(**options), engine, unscored=unscored))
 
 
 def _masses(tokens: Sequence[Token]) -> bytes:
@@ -180,17 +185,106 @@ def test_a_selector_whose_statistics_are_missing_chooses_nobody_and_says_so() ->
     assert "logprob" in output.nex.unscored
 
 
-@pytest.mark.parametrize(("selector", "selected"), [("logprob", 1), ("hes", 0), ("hes_low", 1)])
-def test_statistics_of_tokens_choose_as_the_selector_says(selector: str, selected: int) -> None:
-    group = _group(selector=selector)
-    for index, stats in enumerate(([(2.0, -3.0), (1.0, -1.0), (1.0, -2.0)], [(0.5, -1.0)])):
-        candidate = group.follow(index, None)
-        columns = np.zeros((len(stats), NUM_STATISTICS), np.float32)
-        columns[:, :2] = stats
-        records = TokenRecords(np.array([GOOD] * len(stats)), stats=columns)
-        candidate.add(records.pack(), len(stats))
-        candidate.end("stop", list(range(len(stats))), "")
-    assert _delivered(group).nex.selected == selected
+def _follow_measured(
+    group: CandidateGroup,
+    stats: Sequence[tuple[float, float, float, float]],
+    keys: Sequence[int] = (),
+    *,
+    text: str = "",
+    reason: str = "stop",
+) -> None:
+    """Follow one more candidate whose tokens have these statistics, each of them all these keys."""
+    candidate = group.follow(len(group._followed), None)
+    counts = np.full(len(stats), len(keys))
+    records = TokenRecords(
+        np.array([GOOD] * len(stats)),
+        np.array(stats, np.float32),
+        counts,
+        np.tile(np.array(keys, np.uint32), len(stats)),
+        np.ones(counts.sum(), np.float32),
+    )
+    candidate.add(records.pack(), len(stats))
+    candidate.end(reason, list(range(len(stats))), text)
+
+
+LEARNED = {"coefficients": {"entropy": -1.0, "votes": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("selector", "selected"),
+    [
+        ("logprob", 1),
+        ("entropy", 1),
+        ("hes", 0),
+        ("hes_low", 1),
+        ("self_certainty", 0),
+        ("deepconf_tail", 2),
+        ("deepconf_lowest", 1),
+        ("longest", 0),
+        ("length", 1),
+        ("nad_fewest", 2),
+        ("nad_medoid", 0),
+        ("majority", 1),
+        ("majority_logprob", 1),
+        ("learned", 1),
+    ],
+)
+def test_a_choice_is_made_by_what_was_recorded(selector: str, selected: int) -> None:
+    group = _group(selector=selector, has_weights=False, offer={"extract": "last_number", **LEARNED})
+    _follow_measured(group, [(2, -3, 9, 1), (1, -1, 9, 2), (1, -2, 9, 3)], [1, 2, 3], text="It is 5.")
+    _follow_measured(group, [(0.5, -1, 1, 2)], [1, 2, 4], text="7.0")
+    _follow_measured(group, [(1, -2, 1, 1), (1, -2, 1, 4)], [3], text="7")
+    output = _delivered(group)
+    assert output.nex.selected == selected
+    reads_answers = selector.startswith("majority") or selector == "learned"
+    assert output.nex.extract == ("last_number" if reads_answers else None)
+    assert [each.answer for each in output.nex.candidates] == (["5", "7", "7"] if reads_answers else [None] * 3)
+    assert output.nex.candidates[0].signals is None
+
+
+def test_every_signal_that_the_engine_has_is_returned_and_makes_the_same_choice() -> None:
+    offer = {"extract": "last_number", "deepconf_window": 1, **LEARNED}
+    group = _group(selector="learned", return_signals=True, offer=offer)
+    _follow_measured(group, [(2, -3, 9, 1), (1, -1, 9, 2)], [1, 2, 3], text="It is 5.")
+    _follow_measured(group, [(0.5, -1, 1, 2)], [1, 2, 4], text="7.0")
+    _follow_measured(group, [(9, -9, 9, 9)], [9], text="7", reason="abort")
+    output = _delivered(group)
+    first, second, failed = (each.signals for each in output.nex.candidates)
+    assert first is not None
+    assert second is not None
+    assert failed is not None
+    assert set(first) == set(SIGNALS)
+    assert (first["score"], first["logprob"], first["entropy_sum"], first["num_tokens"]) == (0.75, -2, 3, 2)
+    assert (first["deepconf_tail"], first["deepconf_lowest"], first["self_certainty"]) == (2, 1, 9)
+    assert (first["num_neurons"], first["medoid_distance"], first["votes"]) == (3, 0.5, 1)
+    assert (failed["entropy"], failed["votes"], failed["medoid_distance"]) == (9, None, None)
+    columns = {name: [first[name], second[name], failed[name]] for name in SIGNALS}
+    finished = [True, True, False]
+    values = LearnedSelector(LEARNED["coefficients"]).values(columns, finished)
+    assert output.nex.selected == SELECTORS["learned"].select(values, finished) == 1
+
+
+def test_a_candidate_without_its_statistics_loses_to_one_that_has_them() -> None:
+    group = _group(selector="entropy")
+    _follow(group, [GOOD])
+    _follow_measured(group, [(9, 0, 0, 0)])
+    output = _delivered(group)
+    assert (output.nex.selected, output.nex.unscored) == (1, None)
+
+
+def test_where_nobody_was_scored_no_majority_by_score_is_found() -> None:
+    group = _group(selector="majority_nex", offer={"extract": "last_number"})
+    _follow(group, [CHANGED])
+    _follow(group, [CHANGED])
+    output = _delivered(group)
+    assert (output.nex.selected, output.nex.unscored) == (None, CHANGED_WEIGHTS)
+
+
+def test_statistics_are_kept_only_where_a_signal_reads_them() -> None:
+    for options, kept in (({"return_rows": True}, 0), ({"return_signals": True}, 1), ({"selector": "hes"}, 1)):
+        group = _group(**options)  # type: ignore[arg-type]
+        _follow_measured(group, [(1, 1, 1, 1)], [1])
+        assert len(group._followed[0]._stats) == kept
 
 
 def test_sums_and_rows_are_given_where_they_are_asked_for() -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from nex_vllm import InputError
 from nex_vllm.plugin import activation
 from nex_vllm.plugin.settings import NexSettings, resolved_settings
-from nex_vllm.storage import model_fingerprint
+from nex_vllm.storage import SelectorFile, model_fingerprint, save_selector
 
 
 def _config(model: Path, nex: Any, **options: Any) -> Any:
@@ -58,6 +58,11 @@ def test_what_the_user_left_open_comes_from_the_weights(shipped_model: Path, shi
         ({"weights": "/nowhere/weights.safetensors"}, ["/nowhere/weights.safetensors"]),
         ({"allow_lora": "yes"}, ["allow_lora", "yes", "true or false"]),
         ({"accept_other_model": 1}, ["accept_other_model", "1", "true or false"]),
+        ({"extract": "box"}, ["extract", "'box'", "boxed, last_number"]),
+        ({"extract": 3}, ["extract", "3", "string"]),
+        ({"extract": "pattern:("}, ["RE2 refuses", "missing )"]),
+        ({"deepconf_window": 0}, ["deepconf_window", "0", "at least 1"]),
+        ({"selector_file": "/nowhere/selector.json"}, ["/nowhere/selector.json"]),
     ],
 )
 def test_wrong_settings_are_refused(nex: Any, words: list[str], shipped_model: Path) -> None:
@@ -73,6 +78,29 @@ def test_weights_of_another_model_are_refused_with_both_named(
         _config(random_model("qwen3"), {"weights": str(shipped_weights)})
     with pytest.raises(InputError, match=r"(?s)24.*2000|2000.*24"):
         _config(shipped_model, {"weights": str(shipped_weights), "top_k": 2000})
+
+
+def _selector(path: Path, **fields: Any) -> str:
+    content: dict[str, Any] = {"signals": ["entropy", "votes"], "coefficients": {"entropy": -0.5, "votes": 1.0}}
+    save_selector(path, SelectorFile(**content, row_tokens=8, **{"deepconf_window": 64, "extract": "boxed", **fields}))
+    return str(path)
+
+
+def test_a_learned_selector_brings_its_settings_and_is_refused_where_the_engine_has_others(
+    shipped_model: Path, tmp_path: Path
+) -> None:
+    path = _selector(tmp_path / "selector.json")
+    settings = resolved_settings(_config(shipped_model, {"selector_file": path}))
+    assert (settings.extract, settings.deepconf_window, settings.selector_file) == ("boxed", 64, path)
+    assert settings.offer.coefficients == {"entropy": -0.5, "votes": 1.0}
+    with pytest.raises(InputError, match=r"selector.json.*extract 'boxed'.*'choice'"):
+        _config(shipped_model, {"selector_file": path, "extract": "choice"})
+
+
+def test_a_learned_selector_whose_answers_cannot_be_found_is_refused(shipped_model: Path, tmp_path: Path) -> None:
+    path = _selector(tmp_path / "selector.json", extract="pattern:(")
+    with pytest.raises(InputError, match=r"selector.json.*RE2 refuses"):
+        _config(shipped_model, {"selector_file": path})
 
 
 @pytest.fixture
@@ -110,6 +138,7 @@ def test_accepting_another_model_accepts_no_other_shape(shipped_weights: Path, r
 
 def test_settings_of_an_engine_give_the_same_engine_again(shipped_model: Path, shipped_weights: Path) -> None:
     nex = {"weights": str(shipped_weights), "allow_lora": True, "accept_other_model": True, "teacher_forced": True}
+    nex |= {"extract": "boxed", "deepconf_window": 9}
     once = _config(shipped_model, nex).additional_config["nex"]
     again = _config(shipped_model, once).additional_config["nex"]
     assert once == again

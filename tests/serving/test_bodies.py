@@ -28,6 +28,15 @@ def test_the_reason_is_there_only_where_something_is_unscored() -> None:
     assert (body["selected"], body["selector"], body["unscored"]) == (None, "nex", "why not")
 
 
+def test_answers_are_there_only_where_they_were_looked_for() -> None:
+    assert "answer" not in selection_body([CHOSEN], with_candidates=False)["candidates"][0]
+    voted = Selection(0, "majority", [_candidate(0, None), _candidate(1, None)], extract="boxed")
+    voted.candidates[0].answer = "7"
+    body = selection_body([voted], with_candidates=False)
+    assert [each["answer"] for each in body["candidates"]] == ["7", None]
+    assert "extract" not in body, "how they are found is the operator's affair"
+
+
 @pytest.mark.parametrize("selection", [CHOSEN, NOT_CHOSEN])
 def test_a_stream_ends_with_the_selection_and_every_candidates_tokens(selection: Selection) -> None:
     chunk: dict[str, Any] = {
