@@ -132,5 +132,5 @@ def facts_of(made_with: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (name.replace("_", " "), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         for name, value in made_with.items()
-        if value is not None
+        if value not in (None, "", [], {})
     ]
