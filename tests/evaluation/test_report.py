@@ -42,11 +42,11 @@ def report(path: Path, out: Path, **options: Any) -> list[Path]:
     return write_report(ReportPlan(path, out, **options), "nex-vllm test", lambda _: _NoBar())
 
 
-def page_alone(path: Path, **options: Any) -> Parsed:
+def html_of(path: Path, **options: Any) -> str:
     """Return the page of a source, without drawing its pictures."""
     plan = ReportPlan(path, path.with_suffix(".html"), **options)
     describe, _ = find_source(plan)
-    return Parsed(render_page(describe(plan, "nex-vllm test", lambda _: _NoBar())))
+    return render_page(describe(plan, "nex-vllm test", lambda _: _NoBar()))
 
 
 class Parsed(HTMLParser):
@@ -245,7 +245,7 @@ def test_rows_get_their_share_where_tokens_and_text_do_not_match(cutter: RowCutt
 
 
 def test_a_page_holds_whole_responses_up_to_a_number_and_a_size(cache: Path) -> None:
-    page = page_alone(cache, responses=3)
+    page = Parsed(html_of(cache, responses=3))
     assert [each["id"] for each in page.responses] == [f"{n}: {HOSTILE[n][:40]}" for n in range(3)]
     assert f"The first 3 of {len(HOSTILE)} responses are here" in page.text
     assert "In 3 of them the places where rows begin are estimates" in page.text
@@ -258,12 +258,12 @@ def test_a_page_holds_whole_responses_up_to_a_number_and_a_size(cache: Path) -> 
 
 
 def test_without_responses_there_is_no_script(cache: Path) -> None:
-    assert not [given for tag, given in page_alone(cache, responses=0).elements if tag == "script"]
+    assert not [given for tag, given in Parsed(html_of(cache, responses=0)).elements if tag == "script"]
 
 
 def test_given_weights_score_a_cache(cache: Path, tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "w.safetensors")
-    found = page_alone(cache, weights=weights)
+    found = Parsed(html_of(cache, weights=weights))
     file = WeightAccumulator().weights()
     assert "by the weights of" in found.text
     assert len(file.keys) == 0  # so that the scores below are not of learned weights
@@ -304,7 +304,7 @@ def test_a_comparison_shows_its_selectors_and_candidates(pages: dict[str, Path])
 
 def test_a_comparison_is_shown_by_whole_problems(tmp_path: Path) -> None:
     directory = write_comparison_directory(tmp_path / "comparison")
-    found = page_alone(directory, responses=10)
+    found = Parsed(html_of(directory, responses=10))
     assert len(found.responses) == 8
     assert "The first 8 of 24 responses are here" in found.text
 
@@ -342,17 +342,19 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
 
 
 def test_outputs_that_would_harm_are_refused_before_any_work(cache: Path, tmp_path: Path) -> None:
-    out = tmp_path / "r.html"
+    weights, out = write_weights(tmp_path / "w.safetensors"), tmp_path / "r.html"
     with pytest.raises(InputError, match="is inside"):
         report(cache, cache / "r.html")
-    (tmp_path / "r-scores.png").write_text("mine")
-    with pytest.raises(InputError, match=r"r-scores\.png already exists"):
-        report(cache, out)
+    with pytest.raises(InputError, match="is the file"):
+        report(weights, weights, force=True)
+    (tmp_path / "r-weights.png").write_text("mine")
+    with pytest.raises(InputError, match=r"r-weights\.png already exists"):
+        report(weights, out)
     assert not out.exists()
-    written = report(cache, out, force=True)
-    assert tmp_path / "r-scores.png" in written
+    assert report(weights, out, force=True) == [out, tmp_path / "r-weights.png"]
+    assert (tmp_path / "r-weights.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match=r"r\.html already exists"):
-        report(cache, out)
+        report(weights, out)
 
 
 def test_options_that_do_not_fit_are_refused(cache: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.evaluation.chromium import Page, find_chromium, open_chromium
 from tests.evaluation.recorded import HOSTILE, write_cache, write_comparison_directory
-from tests.evaluation.test_report import report
+from tests.evaluation.test_report import html_of
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium here, so the report's page was not opened (bash tools/chromium.sh)"
@@ -22,13 +22,19 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield page
 
 
+def write_page(source: Path) -> Path:
+    page = source.with_suffix(".html")
+    page.write_text(html_of(source), encoding="utf-8")
+    return page
+
+
 def value(page: Page, element: str, attribute: str = "textContent") -> str:
     found: str = page.evaluate(f"document.getElementById({element!r}).{attribute}")
     return found
 
 
 def test_hostile_texts_are_shown_and_do_not_run(browser: Page, tmp_path: Path) -> None:
-    page = report(write_cache(tmp_path / "cache", HOSTILE), tmp_path / "r.html")[0]
+    page = write_page(write_cache(tmp_path / "cache", HOSTILE))
     browser.open(page)
     for number, text in enumerate(HOSTILE):
         assert value(browser, "choice", "selectedIndex") == number
@@ -49,7 +55,7 @@ def test_hostile_texts_are_shown_and_do_not_run(browser: Page, tmp_path: Path) -
 
 def test_what_is_forbidden_is_seen(browser: Page, tmp_path: Path) -> None:
     """The checks above can fail: a script of another making is blocked, and said, and so is another host."""
-    page = report(write_cache(tmp_path / "cache", HOSTILE[:1]), tmp_path / "r.html")[0]
+    page = write_page(write_cache(tmp_path / "cache", HOSTILE[:1]))
     spoiled = page.read_text().replace(
         "</main>", "</main><script>window.stolen = 1</script><img src='http://x.invalid/'>"
     )
@@ -62,7 +68,7 @@ def test_what_is_forbidden_is_seen(browser: Page, tmp_path: Path) -> None:
 
 def test_a_keyboard_moves_through_rows_and_a_search_through_responses(browser: Page, tmp_path: Path) -> None:
     texts = [f"response about {word}" for word in ("apples", "pears", "plums")]
-    browser.open(report(write_cache(tmp_path / "cache", texts), tmp_path / "r.html")[0], width=380)
+    browser.open(write_page(write_cache(tmp_path / "cache", texts)), width=380)
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
     browser.evaluate("document.getElementById('curve').focus()")
     for _ in range(3):
@@ -78,7 +84,7 @@ def test_a_keyboard_moves_through_rows_and_a_search_through_responses(browser: P
 
 
 def test_a_comparison_opens_in_both_colour_schemes(browser: Page, tmp_path: Path) -> None:
-    page = report(write_comparison_directory(tmp_path / "comparison"), tmp_path / "r.html")[0]
+    page = write_page(write_comparison_directory(tmp_path / "comparison"))
     colors = []
     for dark in (False, True):
         browser.open(page, dark=dark)
