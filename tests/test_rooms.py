@@ -42,7 +42,9 @@ HOMES = {
     "pyarrow": {"storage"},
     "safetensors": {"storage"},
     "typer": {"cli"},
+    "jinja2": {"evaluation"},
     "matplotlib": {"evaluation"},
+    "tokenizers": {"evaluation"},
 }
 
 

@@ -281,6 +281,33 @@ def inspect(path: options.Inspected) -> None:
 
 
 @app.command(
+    cls=Command,
+    short_help="Draw a cache, weights or a comparison as one HTML page.",
+    epilog="\b\nExamples:\n"
+    "  nex-vllm report cache --out report.html\n"
+    "  nex-vllm report weights.safetensors --out weights.html\n"
+    "  nex-vllm report comparison --out comparison.html --tokenizer MODEL",
+)
+def report(
+    path: options.Reported,
+    out: options.PageOut,
+    weights: options.OptionalWeights = None,
+    tokenizer: options.TokenizerFolder = None,
+    responses: options.ShownResponses = 1000,
+    force: options.Force = False,
+) -> None:
+    """Draw what was recorded, learned or compared: one HTML page, and pictures beside it.
+
+    The page is one file that asks nothing of any other host: every response with its phases (E and X), novelty slope
+    and cycles, scores, entropies and weights in figures, and, of a comparison, the selectors' table.
+    """
+    from nex_vllm.cli import reporting
+    from nex_vllm.evaluation.report import ReportPlan
+
+    reporting.run_report(ReportPlan(path, out, weights, tokenizer, responses, force))
+
+
+@app.command(
     short_help="Try it on a small shipped model, without a GPU.",
     epilog="\b\nExamples:\n  nex-vllm demo\n  nex-vllm demo --problems 200 --out demo-output",
 )

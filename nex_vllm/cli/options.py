@@ -68,6 +68,22 @@ DemoOut = Annotated[
 Inspected = Annotated[
     Path, typer.Argument(metavar="PATH", parser=_path, help="A weights file, or the directory of a cache.")
 ]
+Reported = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH", parser=_path, help="The directory of a cache or of a comparison, or a weights file."
+    ),
+]
+PageOut = Annotated[Path, path_option("FILE.html", "The page to write; pictures get its name and one of their own.")]
+OptionalWeights = Annotated[
+    Path | None,
+    path_option("WEIGHTS", "Score by these weights; by default a cache is scored by those that it gives itself."),
+]
+TokenizerFolder = Annotated[
+    Path | None,
+    path_option("DIR", "Folder with the model's tokenizer.json; by default the model's own, where it is here."),
+]
+ShownResponses = Annotated[int, typer.Option(min=0, metavar="N", help="Responses on the page, at most.")]
 Samples = Annotated[
     int,
     typer.Option(

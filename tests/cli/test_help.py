@@ -21,6 +21,7 @@ COMMANDS = {
     "fit": "CANDIDATES --out --force",
     "sweep": "--over --candidates --out --top-k --row-tokens --credit --rho --min-run --force first_cycle",
     "inspect": "PATH",
+    "report": "PATH --out --weights --tokenizer --responses --force",
     "demo": "--problems --out",
 }
 WITH_ENGINE_OPTIONS = {"calibrate", "record", "score", "compare"}
