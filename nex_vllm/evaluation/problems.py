@@ -30,8 +30,8 @@ from typing import Any
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.numbers import parse_number
 from nex_vllm.storage import Problem, read_problems
-from nex_vllm.storage.files import abbreviate
 from nex_vllm.storage.dataset_files import first_row, read_dataset_rows
+from nex_vllm.storage.files import abbreviate
 
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 CHOICE_INSTRUCTION = 'Please reason step by step, and end with "Answer: X", where X is the letter of the right option.'
