@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from safetensors.numpy import save
-from storage_cases import CACHE_META, make_response, make_rows, make_weights, refusal
+from storage_cases import CACHE_META, make_response, make_rows, make_weights
+from storage_checks import assert_refused
 
 from nex_vllm.storage import (
     CacheReader,
@@ -32,7 +33,7 @@ def test_diagnostics_come_back_and_are_covered_by_the_digest(tmp_path: Path) -> 
     data = (tmp_path / "w").read_bytes()
     assert data.count(b"0.0005") == 1
     (tmp_path / "w").write_bytes(data.replace(b"0.0005", b"0.0009"))
-    assert "was changed or damaged" in (refusal(load_weights, tmp_path / "w") or "was loaded")
+    assert_refused("was changed or damaged", load_weights, tmp_path / "w")
 
 
 def test_weights_without_diagnostics_are_written_and_read(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nex_vllm.errors import InputError
-from nex_vllm.storage import error_reason
+from nex_vllm.storage.files import error_reason
 
 TOKENIZER_NAME = "tokenizer.json"
 

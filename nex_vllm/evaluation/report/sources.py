@@ -21,7 +21,7 @@ from nex_vllm.evaluation.report.figures import WeightFigures, describe_weights
 from nex_vllm.evaluation.report.findings import Segmentation, read_responses
 from nex_vllm.evaluation.report.responses import ShownResponses, describe_unrecorded
 from nex_vllm.evaluation.report.row_texts import RowCutter, load_tokenizer
-from nex_vllm.storage import CacheReader, WeightsFile, check_fits, decode_diagnostics, load_weights
+from nex_vllm.storage import CacheReader, Diagnostics, WeightsFile, check_fits, decode_diagnostics, load_weights
 from nex_vllm.storage.candidates import read_candidates
 from nex_vllm.storage.comparison_file import read_comparison
 
@@ -104,7 +104,7 @@ def _describe_cache(plan: ReportPlan, created_with: str, progress: Progress) -> 
             report.scored_by = ", by weights learned from these same responses"
             report.weights_from = " They were learned from these responses, with the default options."
             if len(reader):
-                _add_diagnostics(report, diagnose(calibration).to_json())
+                _add_diagnostics(report, diagnose(calibration))
         else:
             weights, segmentation = _use_weights(report, given, plan.weights)
         report.weights = _figures_of(weights, reader.meta)
@@ -119,7 +119,7 @@ def _describe_comparison(plan: ReportPlan, created_with: str, progress: Progress
     report = Report(f"Comparison: {plan.path.resolve().name}", created_with, comparison=ComparisonFigures(found))
     report.facts = facts_of(found.made_with)
     report.notes = [*found.notes, *(f"{name} was left out: {reason}" for name, reason in found.left_out.items())]
-    _add_diagnostics(report, found.diagnostics or {})
+    _add_diagnostics(report, found.diagnostics)
     report.shown = shown = ShownResponses(len(candidates.place_of), wanted=candidates.first(plan.responses))
 
     def labels(response: str) -> Mapping[str, Any]:
@@ -181,20 +181,20 @@ def _fitting_weights(path: Path, reader: CacheReader) -> WeightsFile:
     return file
 
 
-def _diagnostics_of(file: WeightsFile, path: Path | None) -> Mapping[str, Any]:
+def _diagnostics_of(file: WeightsFile, path: Path | None) -> Diagnostics | None:
     stated = file.meta.diagnostics
-    return {} if stated is None else decode_diagnostics(stated, f"the diagnostics of {path}").to_json()
+    return None if stated is None else decode_diagnostics(stated, f"the diagnostics of {path}")
 
 
-def _add_diagnostics(report: Report, found: Mapping[str, Any]) -> None:
+def _add_diagnostics(report: Report, found: Diagnostics | None) -> None:
     """Add what diagnostics tell and warn of; those of a comparison hold before those of a weights file."""
-    if report.diagnostics or not found:
+    if report.diagnostics or found is None:
         return
     for name, meaning in MEANINGS.items():
-        value = found.get(name)
+        value = getattr(found, name)
         if value is not None:
             report.diagnostics.append((name, f"{value:.2g}" if name in _SMALL else f"{value:.3f}", meaning))
-    report.warnings.extend(found.get("warnings", ()))
+    report.warnings.extend(found.warnings)
 
 
 def _say_what_lacks(report: Report, reader: CacheReader) -> None:

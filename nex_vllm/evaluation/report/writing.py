@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nex_vllm.evaluation.report.sources import Progress, ReportPlan, find_source
-from nex_vllm.storage import check_writable_output, write_atomically
+from nex_vllm.storage import check_writable_output
+from nex_vllm.storage.atomic import write_atomically
 
 
 def write_report(plan: ReportPlan, created_with: str, progress: Progress) -> list[Path]:
