@@ -42,6 +42,7 @@ HOMES = {
     "pyarrow": {"storage"},
     "safetensors": {"storage"},
     "typer": {"cli"},
+    "matplotlib": {"evaluation"},
 }
 
 

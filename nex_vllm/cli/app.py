@@ -239,6 +239,38 @@ def fit(candidates: options.CandidatesFile, out: options.SelectorOut, force: opt
 
 @app.command(
     cls=Command,
+    short_help="Say what other settings of the method would have given, from one recording.",
+    epilog="\b\nExamples:\n"
+    "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache --row-tokens 1\n"
+    "  nex-vllm sweep cache --over row_tokens=8,16,32,64 --over top_k=500,1000,2000 --out sweep\n"
+    "  nex-vllm sweep cache --over samples=1,2,3,4 --candidates comparison/candidates.parquet",
+)
+def sweep(  # noqa: PLR0913, PLR0917 - one argument per flag
+    context: typer.Context,
+    cache: options.SweptCache,
+    over: options.Over,
+    candidates: options.SweptCandidates = None,
+    out: options.SweepOut = None,
+    top_k: options.BaseTopK = None,
+    row_tokens: options.BaseRowTokens = None,
+    credit: options.Credit = CreditName.INTRODUCED,
+    rho: options.Rho = 0.95,
+    min_run: options.MinRun = 2,
+    force: options.Force = False,
+) -> None:
+    """Say what other settings would have given: the diagnostics, and the accuracy where candidates are graded.
+
+    Nothing is sampled again. A smaller top_k follows from rows of one token, larger rows from smaller ones they are
+    made of, the rest from any recording; what does not follow is refused. first_cycle=out leaves out the evidence of
+    cycles that begin with a response, which the method counts.
+    """
+    from nex_vllm.cli import sweeping
+
+    sweeping.run_sweep(_plan(sweeping.SweepPlan, context))
+
+
+@app.command(
+    cls=Command,
     epilog="\b\nExamples:\n  nex-vllm inspect weights.safetensors\n  nex-vllm inspect cache",
 )
 def inspect(path: options.Inspected) -> None:

@@ -27,7 +27,7 @@ def measure_score_noise(session: Session, responses: Sequence[TokenizedResponse]
     own. On a device whose arithmetic does not depend on the batch, the scores are equal and the noise is 0.
 
     Args:
-        session: an engine with weights and room for teacher-forced passes.
+        session: an engine with weights and room for teacher-forced passes, as `forced_session` starts one.
         responses: at most 64 are scored, spread evenly over those that leave room for one token in the context.
 
     Returns:

@@ -166,6 +166,42 @@ CandidatesFile = Annotated[
     Path, typer.Argument(metavar="CANDIDATES", parser=_path, help="The candidates.parquet of a graded comparison.")
 ]
 SelectorOut = Annotated[Path, path_option("FILE", "The selector.json to write.")]
+SweptCache = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CACHE",
+        parser=_path,
+        help="An activation cache; one recorded with --row-tokens 1 and a large --top-k leaves most to sweep over.",
+    ),
+]
+Over = Annotated[
+    list[str],
+    typer.Option(
+        metavar="OPTION=V1,V2",
+        help="Values of top_k, row_tokens, rho, min_run, credit, samples or first_cycle (in or out). May be given "
+        "several times: one option is changed at a time, the others stay.",
+    ),
+]
+SweptCandidates = Annotated[
+    Path | None,
+    path_option(
+        "FILE", "Graded candidates to choose among: the candidates.parquet in the directory of `compare`, for accuracy."
+    ),
+]
+SweepOut = Annotated[Path | None, path_option("DIR", "Write sweep.json and sweep.png to this directory.")]
+BaseTopK = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="K", help="Where top_k stays; by default as recorded.", show_default=False),
+]
+BaseRowTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="W",
+        help="Where row_tokens stays; by default as recorded, or 32 where rows of one token were.",
+        show_default=False,
+    ),
+]
 AcceptOtherModel = Annotated[
     bool,
     typer.Option(

@@ -110,7 +110,12 @@ def print_diagnostics(diagnostics: Diagnostics) -> None:
     print_table(lines)
     for warning in diagnostics.warnings:
         echo()
-        echo(textwrap.fill(f"warning: {warning}", _WIDTH, break_long_words=False, break_on_hyphens=False))
+        print_paragraph(f"warning: {warning}")
+
+
+def print_paragraph(text: str) -> None:
+    """Print text in lines of at most 100 characters."""
+    echo(textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False))
 
 
 def format_diagnostic(name: str, value: float | None) -> str:

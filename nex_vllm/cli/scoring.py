@@ -108,9 +108,40 @@ def run_score(plan: ScoringPlan) -> None:
 def _scored(
     plan: ScoringPlan, model: ModelFacts, responses: list[GivenResponse], engine_options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
+    results: dict[int, dict[str, Any]] = {}
+    with (
+        forced_session(
+            model,
+            plan.weights,
+            engine_options,
+            accept_other_model=plan.accept_other_model,
+            verbose=plan.verbose,
+        ) as session,
+        progress_bar(len(responses), "response") as bar,
+    ):
+        for result in session.run(_requests(session, responses, results, bar)):
+            results[result.tag] = _scores(result)
+            bar.update()
+    return [results[index] for index in range(len(responses))]
+
+
+def forced_session(
+    model: ModelFacts,
+    weights: Path,
+    engine_options: Mapping[str, Any],
+    *,
+    accept_other_model: bool = False,
+    verbose: bool = False,
+) -> Session:
+    """Start an engine that scores given responses with these weights.
+
+    Raises:
+        InputError: the weights do not fit the model.
+        NexError: the engine did not start.
+    """
     max_tokens = batch_tokens(model)
-    settings: dict[str, Any] = {"weights": str(plan.weights), "teacher_forced": True}
-    if plan.accept_other_model:
+    settings: dict[str, Any] = {"weights": str(weights), "teacher_forced": True}
+    if accept_other_model:
         settings["accept_other_model"] = True
     options = {
         "max_num_seqs": min(64, max_tokens),
@@ -119,15 +150,7 @@ def _scored(
         "max_num_batched_tokens": max_tokens,
         "enable_chunked_prefill": True,
     }
-    results: dict[int, dict[str, Any]] = {}
-    with (
-        Session(model, settings, verbose=plan.verbose, **options) as session,
-        progress_bar(len(responses), "response") as bar,
-    ):
-        for result in session.run(_requests(session, responses, results, bar)):
-            results[result.tag] = _scores(result)
-            bar.update()
-    return [results[index] for index in range(len(responses))]
+    return Session(model, settings, verbose=verbose, **options)
 
 
 def _requests(

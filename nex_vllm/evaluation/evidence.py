@@ -179,7 +179,7 @@ class CalibrationBuilder:
 
     def build(self) -> Calibration:
         """Return the calibration; it does not depend on the order in which the responses were added."""
-        judged = sorted(self._judged, key=lambda each: (each.prompt, *_sample_order(each.response)))
+        judged = sorted(self._judged, key=lambda each: (each.prompt, *in_sample_order(each.response)))
         prompts = sorted({each.prompt for each in judged})
         number = {prompt: index for index, prompt in enumerate(prompts)}
         keys = union_of([keys for each in judged for keys, _ in (*each.effective, *each.redundant)])
@@ -271,7 +271,7 @@ def prompt_ids(reader: CacheReader) -> dict[str, str]:
     return {response: id_of.get(prompt, prompt) for response, prompt in found.items()}
 
 
-def _sample_order(response: str) -> tuple[int, str]:
+def in_sample_order(response: str) -> tuple[int, str]:
     """Return what puts PROMPT-2 before PROMPT-10."""
     return len(response), response
 

@@ -15,7 +15,7 @@ import pytest
 
 from nex_vllm.algorithm import NeuronWeights, weighted_masses
 from nex_vllm.errors import InputError
-from nex_vllm.storage import CacheReader, load_weights
+from nex_vllm.storage import CacheReader, decode_diagnostics, load_weights
 from tests.cli.conftest import NEX_VLLM, NUM_CALIBRATION, SAMPLES, Command, command_environment, read_lines, write_lines
 
 pytestmark = pytest.mark.engine
@@ -82,10 +82,13 @@ def test_vllm_does_not_drown_the_output(demo: tuple[Path, subprocess.CompletedPr
 def test_calibration_in_one_go_equals_from_cache(
     demo: tuple[Path, subprocess.CompletedProcess[str]], nex_vllm: Command, tmp_path: Path
 ) -> None:
-    out, _ = demo
+    out, shown = demo
     done = nex_vllm("calibrate", "--from-cache", out / "cache", "--out", tmp_path / "w")
     assert done.returncode == 0, done.stderr
     assert_same_weights(tmp_path / "w", out / "weights.safetensors")
+    diagnostics = decode_diagnostics(load_weights(tmp_path / "w").meta.diagnostics or "", "w")
+    assert (diagnostics.num_prompts, diagnostics.samples) == (NUM_CALIBRATION, SAMPLES)
+    assert "diagnostics, which need no labels" in shown.stdout
 
 
 def test_scores_of_given_responses_are_those_of_their_generation(

@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "--problems --out -n --top-k --row-tokens --max-tokens --temperature --top-p --seed --weights "
     "--calibration --grader --extract --selectors --selector-file --accept-other-model --force",
     "fit": "CANDIDATES --out --force",
+    "sweep": "--over --candidates --out --top-k --row-tokens --credit --rho --min-run --force first_cycle",
     "inspect": "PATH",
     "demo": "--problems --out",
 }
