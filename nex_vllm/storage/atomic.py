@@ -74,7 +74,8 @@ def refuse_output_inside(path: StrPath, source: StrPath) -> None:
     target, read = Path(path), Path(source)
     is_same = target.exists() and read.exists() and target.samefile(read)
     if is_same or target.resolve().is_relative_to(read.resolve()):
-        raise InputError(f"the output {path} is {source}, which is read, or in it; give a path outside of it")
+        where = "inside" if read.is_dir() else "the file"
+        raise InputError(f"the output {path} is {where} {source}, which is read; give a path outside of what is read")
 
 
 def check_writable_output(path: StrPath, force: bool = False, source: StrPath | None = None) -> None:
