@@ -167,7 +167,7 @@ def score(
 
 @app.command(
     cls=EngineCommand,
-    short_help="Say whether choosing helps, for every selector on the same candidates.",
+    short_help="Say whether choosing helps, selector by selector.",
     epilog="\b\nExamples:\n"
     "  nex-vllm compare MODEL --problems problems.jsonl --weights weights.safetensors --out comparison\n"
     "  nex-vllm compare MODEL --problems hub:aime24 --calibration cache -n 8 --out comparison\n"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from typer import echo
 
@@ -17,6 +16,8 @@ from nex_vllm.cli.comparison_inputs import (
     Grading,
     Scoring,
     choose_grading,
+    fitting_selector,
+    read_learned,
     read_scoring,
     refuse_impossible_selectors,
 )
@@ -34,7 +35,6 @@ from nex_vllm.evaluation.tabulation import grade_table, sums_of_candidates, tabu
 from nex_vllm.storage import CacheReader, CandidateTable, read_candidates, write_candidates
 from nex_vllm.storage.comparison_file import Comparison, write_comparison
 from nex_vllm.storage.comparison_settings import SETTINGS_NAME, ComparisonSettings, check_or_write_settings
-from nex_vllm.storage.selector_file import SelectorFile, check_selector_fits, load_selector
 
 TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME = "candidates.parquet", "comparison.json", "comparison.png", "cache"
 
@@ -99,7 +99,7 @@ def run_compare_table(
     """
     names = selector_names(selectors)
     table = read_candidates(source)
-    learned = _fitting(_read_learned(selector_file, names), selector_file, table.meta)
+    learned = fitting_selector(read_learned(selector_file, names), selector_file, table.meta)
     if out is not None:
         _make_directory(out)
         there = out / TABLE_NAME
@@ -125,7 +125,7 @@ def run_compare_model(plan: ComparisonPlan) -> None:
     names = selector_names(plan.selectors)
     problems = load_problems(plan.problems)
     grading = choose_grading(plan.grader, plan.extract, problems, plan.problems)
-    selector_file = _read_learned(plan.selector_file, names)
+    selector_file = read_learned(plan.selector_file, names)
     refuse_impossible_selectors(
         plan.selectors,
         {
@@ -145,7 +145,7 @@ def run_compare_model(plan: ComparisonPlan) -> None:
         row_tokens=plan.row_tokens,
         accept_other_model=plan.accept_other_model,
     )
-    learned = _fitting(
+    learned = fitting_selector(
         selector_file,
         plan.selector_file,
         {"extract": grading.extract, "top_k": scoring.top_k, "row_tokens": scoring.row_tokens, **FIXED},
@@ -250,35 +250,6 @@ def _settings(plan: ComparisonPlan, scoring: Scoring, model: ModelFacts, problem
         top_k=scoring.top_k,
         row_tokens=scoring.row_tokens,
     )
-
-
-def _read_learned(path: Path | None, names: Sequence[str]) -> SelectorFile | None:
-    if path is None:
-        return None
-    if "learned" not in names:
-        raise InputError(
-            "--selector-file has no effect, for --selectors does not name `learned`; name it, or leave it out"
-        )
-    return load_selector(path)
-
-
-def _fitting(file: SelectorFile | None, source: Path | None, meta: Mapping[str, Any]) -> LearnedSelector | None:
-    """Return a learned selector; refuse one that was fitted to signals that were measured otherwise.
-
-    A table from elsewhere does not say how its signals were measured.
-    """
-    if file is None:
-        return None
-    check_selector_fits(
-        file,
-        extract=meta.get("extract", file.extract),
-        deepconf_window=meta.get("deepconf_window", file.deepconf_window),
-        row_tokens=meta.get("row_tokens", file.row_tokens),
-        top_k=meta.get("top_k", file.top_k),
-        has_weights=True,  # a missing score is a missing signal, which is said otherwise
-        source=source or "",
-    )
-    return file.selector
 
 
 def _make_directory(out: Path) -> None:

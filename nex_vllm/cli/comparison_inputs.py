@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from typer import echo
 
+from nex_vllm.algorithm.learned import LearnedSelector
 from nex_vllm.algorithm.selectors import SELECTORS, get_selector
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.cli.model import ModelFacts
@@ -20,7 +21,17 @@ from nex_vllm.evaluation.diagnostics import diagnose
 from nex_vllm.evaluation.evidence import Evidence, gather_evidence, prompt_ids
 from nex_vllm.evaluation.grading import DEFAULT_EXTRACT, check_extract, check_grader, suitable_grader
 from nex_vllm.evaluation.problems import ProblemSet
-from nex_vllm.storage import CacheReader, Diagnostics, WeightsFile, check_fits, decode_diagnostics, load_weights
+from nex_vllm.storage import (
+    CacheReader,
+    Diagnostics,
+    SelectorFile,
+    WeightsFile,
+    check_fits,
+    check_selector_fits,
+    decode_diagnostics,
+    load_selector,
+    load_weights,
+)
 
 DEFAULT_TOP_K, DEFAULT_ROW_TOKENS = 2000, 32
 
@@ -86,6 +97,48 @@ def refuse_impossible_selectors(selectors: str | None, known: Mapping[str, bool]
             raise InputError(
                 f"--selectors names {given.strip()}, which cannot be applied: {WHY_LEFT_OUT[selector.signal]}"
             )
+
+
+def read_learned(path: Path | None, names: Sequence[str]) -> SelectorFile | None:
+    """Return the file of a learned selector; None without one.
+
+    Raises:
+        InputError: it is unusable, or no selector that was asked for reads it.
+    """
+    if path is None:
+        return None
+    if "learned" not in names:
+        raise InputError(
+            "--selector-file has no effect, for --selectors does not name `learned`; name it, or leave it out"
+        )
+    return load_selector(path)
+
+
+def fitting_selector(file: SelectorFile | None, source: Path | None, meta: Mapping[str, Any]) -> LearnedSelector | None:
+    """Return a learned selector; refuse one that was fitted to signals that were measured otherwise.
+
+    A table from elsewhere does not say how its signals were measured.
+
+    Args:
+        file: the selector's file; None without one.
+        source: its path.
+        meta: what signals are measured with, by name; what is not there is taken to fit.
+
+    Raises:
+        InputError: something that its signals depend on differs.
+    """
+    if file is None:
+        return None
+    check_selector_fits(
+        file,
+        extract=meta.get("extract", file.extract),
+        deepconf_window=meta.get("deepconf_window", file.deepconf_window),
+        row_tokens=meta.get("row_tokens", file.row_tokens),
+        top_k=meta.get("top_k", file.top_k),
+        has_weights=True,  # a missing score is a missing signal, which is said otherwise
+        source=source or "",
+    )
+    return file.selector
 
 
 @dataclass(frozen=True, slots=True, eq=False)

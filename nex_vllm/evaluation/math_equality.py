@@ -20,7 +20,8 @@ from typing import Self
 from nex_vllm.errors import InputError, NexError
 
 SECONDS = 10.0
-_START_SECONDS = 120.0
+_PATIENCE = 300.0
+"""Seconds in which the process must start, or end a comparison on a machine that is busy with other things."""
 _WORKER = Path(__file__).with_name("math_worker.py")
 
 
@@ -28,7 +29,7 @@ class MathEquality:
     """Says whether answers are mathematically equal; a context manager that ends its process.
 
     Args:
-        seconds: what one comparison may take; after that the answer counts as another one.
+        seconds: processor time that one comparison may take; after that the answer counts as another one.
 
     ``num_ended`` counts comparisons that took longer, or ended the process by what they needed.
 
@@ -74,7 +75,7 @@ class MathEquality:
         try:
             process.stdin.write(f"{json.dumps(pair)}\n".encode())
             process.stdin.flush()
-            reply = _line(process, self.seconds)
+            reply = _line(process, self.seconds + _PATIENCE)
         except BrokenPipeError:
             reply = None
         if reply is None:
@@ -85,13 +86,13 @@ class MathEquality:
     def _start(self) -> subprocess.Popen[bytes]:
         # -P: the files beside the script are none of its modules.
         self._process = subprocess.Popen(  # noqa: S603 - our own script
-            [sys.executable, "-P", str(_WORKER)],
+            [sys.executable, "-P", str(_WORKER), str(self.seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the program that waits for it
         )
-        if _line(self._process, _START_SECONDS) != "ready":
+        if _line(self._process, _PATIENCE) != "ready":
             self._end()
             raise NexError("math-verify could not be loaded; reinstall it, or give another --grader")
         return self._process

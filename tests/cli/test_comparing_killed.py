@@ -17,7 +17,7 @@ from nex_vllm.storage import CacheReader, read_candidates
 from nex_vllm.storage.comparison_file import read_comparison
 from tests.cli.conftest import NEX_VLLM, Command, command_environment, read_lines, write_lines
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NUM_PROBLEMS, N = 16, 3
 
