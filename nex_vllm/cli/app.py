@@ -239,7 +239,7 @@ def fit(candidates: options.CandidatesFile, out: options.SelectorOut, force: opt
 
 @app.command(
     cls=Command,
-    short_help="Say what other settings of the method would have given, from one recording.",
+    short_help="Say what other settings give, from one recording.",
     epilog="\b\nExamples:\n"
     "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache --row-tokens 1\n"
     "  nex-vllm sweep cache --over row_tokens=8,16,32,64 --over top_k=500,1000,2000 --out sweep\n"
