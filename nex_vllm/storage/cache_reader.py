@@ -39,7 +39,9 @@ _SEAL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\s*$')
 class CachedResponse:
     """One finished response, a line of ``responses.jsonl``; a foreign cache may lack all but the ``id``.
 
-    There is one token id for each recorded position. The prompt was text (``prompt``) or a chat (``messages``).
+    There is one token id for each recorded position. The prompt was text (``prompt``) or a chat (``messages``);
+    ``prompt_id`` is the same for all responses to one prompt, and caches of earlier versions lack it.
+    ``signals`` are numbers of this response that a choice can be made by, of a recording for a comparison.
     """
 
     id: Text
@@ -48,6 +50,8 @@ class CachedResponse:
     finish_reason: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    prompt_id: Text | None = None
+    signals: dict[str, float | None] | None = None
 
 
 class CacheReader:
