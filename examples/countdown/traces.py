@@ -140,6 +140,7 @@ class _Writer:
 
     def _step(self, path: tuple[Step, ...], numbers: tuple[int, ...], step: Step, visit: int) -> tuple[int, ...]:
         """Write one step after a path, the ``visit``-th from there in a row, and return what it leaves."""
+        # The new plan is for the steps after this one, so that a walk back goes with it as well as a try does.
         if not path and visit and self.rng.random() < NEW_PLAN:
             self.plan = self.rng.choice([plan for plan in PLANS if plan != self.plan])
             self._write(f"Plan: {self.plan} first")
