@@ -103,7 +103,7 @@ def test_chat_message_becomes_exactly_the_prompt_of_training(system: list[dict[s
     messages = [*system, {"role": "user", "content": PROBLEM.prompt}]
     text = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert text == PROBLEM.prompt
-    ids, _ = next(batches(7, 4096, TOKENIZER))
+    ids, _ = next(batches(1, 4096, TOKENIZER))
     trained_prompt = TOKENIZER.decode(ids[0]).split("Plan")[0]
     assert ids[0, : len(TOKENIZER.encode(trained_prompt))].tolist() == TOKENIZER.encode(trained_prompt)
     assert trained_prompt.startswith("Make ")
@@ -111,7 +111,7 @@ def test_chat_message_becomes_exactly_the_prompt_of_training(system: list[dict[s
 
 
 def test_training_batches_put_loss_on_every_response_token_and_nowhere_else() -> None:
-    for ids, labels in islice(batches(7, 4096, TOKENIZER), 5):
+    for ids, labels in islice(batches(1, 4096, TOKENIZER), 5):
         assert ids.numel() <= 4096
         for row, targets in zip(ids.tolist(), labels.tolist(), strict=True):
             labelled = [i for i, target in enumerate(targets) if target != -100]
@@ -139,8 +139,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_shipped_model_solves_between_a_quarter_and_most_of_32_held_out_problems() -> None:
-    lines = [json.loads(line) for line in (COUNTDOWN / "test.jsonl").read_text().splitlines()[:32]]
+def test_shipped_model_solves_30_to_70_per_cent_of_200_development_problems() -> None:
+    lines = [json.loads(line) for line in (COUNTDOWN / "development.jsonl").read_text().splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(MODEL, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     inputs = tokenizer([line["prompt"] for line in lines], padding=True, return_tensors="pt")
@@ -148,5 +148,6 @@ def test_shipped_model_solves_between_a_quarter_and_most_of_32_held_out_problems
     output = model.generate(**{k: inputs[k] for k in ("input_ids", "attention_mask")})
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     right = sum(is_correct(line["numbers"], line["target"], text) for line, text in zip(lines, texts, strict=True))
-    assert 8 <= right <= 29
+    # Two binomial standard errors are 7 points: the bounds are those of the model, not of the draw.
+    assert 0.3 <= right / len(lines) <= 0.7
     assert len({text.split("\n")[0] for text in texts}) > 1, "sampling varies the plan"

@@ -121,16 +121,16 @@ def test_last_answer_counts() -> None:
     assert final_expression("no answer") is None
 
 
-def test_split_does_not_depend_on_the_order_of_the_numbers() -> None:
+def test_split_depends_on_the_numbers_alone_not_on_their_order_or_the_target() -> None:
     rng = random.Random(0)
     splits = set()
     for _ in range(200):
         numbers = [rng.randint(1, 13) for _ in range(4)]
         problem = Problem(tuple(numbers), rng.randint(10, 99))
-        shuffled = Problem(tuple(rng.sample(numbers, 4)), problem.target)
+        shuffled = Problem(tuple(rng.sample(numbers, 4)), rng.randint(10, 99))
         assert problem.split == shuffled.split
         splits.add(problem.split)
-    assert splits == {"train", "test", "calibration"}
+    assert splits == {"train", "test", "calibration", "development"}
 
 
 def test_checker_loads_by_its_path_without_torch_or_transformers() -> None:
