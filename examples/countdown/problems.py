@@ -1,5 +1,7 @@
 """Countdown problems: what one is, which split it belongs to, and whether an answer to it is right.
 
+`grade` is for `nex-vllm compare --grader examples/countdown/problems.py:grade`.
+
 A problem is a handful of small numbers and a target; an answer is an arithmetic expression that uses each
 number exactly once and has the target as its value. Standard library only, so that a demo may load this file
 by its path.
@@ -148,3 +150,26 @@ def is_correct(numbers: Sequence[int], target: int, response_text: str) -> bool:
     except _MalformedError:
         return False
     return value == target and parser.used == Counter(numbers)
+
+
+def value_of(expression: str) -> Fraction | None:
+    """Return the value of an expression, whatever numbers it uses; None where it is none, or divides by zero."""
+    try:
+        return _Parser(expression).parse()
+    except _MalformedError:
+        return None
+
+
+def grade(response: str, answer: str) -> bool:
+    """Say whether a response is right, where ``answer`` is one right expression of many.
+
+    Numbers and target of the problem are those of ``answer``.
+
+    Raises:
+        ValueError: ``answer`` is not an expression, or its value is not a whole number.
+    """
+    parser = _Parser(answer)
+    target = parser.parse()
+    if target.denominator != 1:
+        raise ValueError(f"the right answer {answer!r} makes {target}, expected a whole number")
+    return is_correct(tuple(parser.used.elements()), int(target), response)

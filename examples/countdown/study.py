@@ -1,0 +1,182 @@
+"""Does NEX choose well on the Countdown model? PROTOCOL.md, run with the project's own commands.
+
+    python examples/countdown/study.py settings --model M --out DIR                     # chooses top_k and row_tokens
+    python examples/countdown/study.py test --model M --training-seed 1 --out DIR       # five runs of one model
+    python examples/countdown/study.py table --results DIR/results                      # fills docs/study.md
+
+Every step goes on from where it was stopped, and prints each command that it runs as one can paste it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from study_commands import (
+    CANDIDATE_SEEDS,
+    CANDIDATES,
+    GRADER,
+    HERE,
+    RUNS,
+    SAMPLES,
+    Folders,
+    Trial,
+    first_lines,
+    model_settings,
+    nex_vllm,
+    sampling_flags,
+    write_calibrations,
+)
+from study_figures import figures
+from study_page import fill_page, model_tables, settings_table
+from study_runs import read_lines, read_run, write_cut_responses
+from study_settings import ROW_TOKENS, TOP_K, measure_settings
+from study_statistics import Sets
+from tqdm import tqdm
+
+from nex_vllm import __version__
+from nex_vllm.storage import CacheReader, model_fingerprint
+
+PAGE = HERE.parents[1] / "docs" / "study.md"
+
+app = typer.Typer(help=__doc__, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+
+Model = Annotated[Path, typer.Option(help="Model folder.")]
+Out = Annotated[Path, typer.Option(help="Folder of the study: a new one, or one to go on with.")]
+Problems = Annotated[
+    int | None, typer.Option(min=2, help="Trial: so many problems, of development.jsonl.", show_default=False)
+]
+Prompts = Annotated[int | None, typer.Option(min=2, help="Trial: so many calibration prompts.", show_default=False)]
+Runs = Annotated[int | None, typer.Option(min=1, max=RUNS, help="Trial: so many runs.", show_default=False)]
+
+
+@app.command()
+def settings(model: Model, out: Out, problems: Problems = None, prompts: Prompts = None) -> None:
+    """Choose top_k and row_tokens on development.jsonl, without labels. They belong into settings.json then."""
+    folders, trial = Folders(out), Trial(problems=problems, prompts=prompts)
+    sources = {
+        "calibration": first_lines(HERE / "calibration.jsonl", prompts, folders.data),
+        "development": first_lines(HERE / "development.jsonl", problems, folders.data),
+    }
+    folders.settings.mkdir(parents=True, exist_ok=True)
+    for name, source in sources.items():
+        # Rows of one token, and the most neurons: the other settings follow from them exactly.
+        nex_vllm(
+            *("record", model, "--prompts", source, "--cache", folders.settings / name, "--samples", SAMPLES),
+            *("--top-k", max(TOP_K), "--row-tokens", 1, "--seed", 1, *sampling_flags()),
+        )
+    readers = [CacheReader(folders.settings / name) for name in sources]
+    with tqdm(total=len(TOP_K) * len(ROW_TOKENS), unit="setting") as bar:
+        found = measure_settings(*readers, bar.update)
+    outcome = {**_made_with(model, trial), **found}
+    _write(folders, "settings", outcome, [settings_table(outcome)])
+    used = model_settings()
+    if any(used[name] != value for name, value in found["chosen"].items()):
+        print(
+            f"\nsettings.json has top_k {used['top_k']} and row_tokens {used['row_tokens']}: change it before `test`."
+        )
+
+
+@app.command()
+def test(
+    model: Model,
+    training_seed: Annotated[int, typer.Option(help="Seed that the model was trained with: what it is called.")],
+    out: Out,
+    problems: Problems = None,
+    prompts: Prompts = None,
+    runs: Runs = None,
+) -> None:
+    """Calibrate, sample, choose and score without the last leaf, five times, with settings.json as it stands.
+
+    Any of --problems, --prompts and --runs makes it a trial, which leaves test.jsonl alone.
+    """
+    folders, trial = Folders(out), Trial(problems, prompts, runs)
+    source = HERE / ("development.jsonl" if trial.is_one else "test.jsonl")
+    asked = first_lines(source, problems, folders.data)
+    write_calibrations(folders)
+    numbers = range(1, (runs or RUNS) + 1)
+    for k in numbers:
+        name = "calibration.jsonl" if k == 1 else f"calibration-{k}.jsonl"
+        _run(model, first_lines(folders.data / name, prompts, folders.data), asked, folders.run(training_seed, k), k)
+    print("\nreading the runs ...", file=sys.stderr)
+    fingerprint = model_fingerprint(model)
+    read = [read_run(folders.run(training_seed, k), fingerprint) for k in tqdm(numbers, unit="run")]
+    lines = read_lines(asked)
+    sets = Sets.of_problems([line["numbers"] for line in lines])  # type: ignore[misc]
+    outcome = {**_made_with(model, trial), "training_seed": training_seed, **figures(read, sets)}
+    _write(folders, f"seed-{training_seed}", outcome, model_tables([outcome]))
+
+
+def _run(model: Path, prompts: Path, problems: Path, folder: Path, k: int) -> None:
+    """Run the commands of run k that have not been run yet."""
+    used = model_settings()
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, comparison = folder / "weights.safetensors", folder / "comparison"
+    cut, scores = folder / "cut.jsonl", folder / "cut-scores.jsonl"
+    if not weights.exists():
+        nex_vllm(
+            *("calibrate", model, "--prompts", prompts, "--cache", folder / "calibration", "--out", weights),
+            *("--samples", SAMPLES, "--top-k", used["top_k"], "--row-tokens", used["row_tokens"]),
+            *("--seed", k, *sampling_flags()),
+        )
+    if not (comparison / "comparison.json").exists():
+        nex_vllm(
+            *("compare", model, "--problems", problems, "--weights", weights),
+            *("--calibration", folder / "calibration", "-n", CANDIDATES, "--grader", f"{GRADER}:grade"),
+            *("--extract", "line:Answer:", "--seed", (100 + k) * CANDIDATE_SEEDS, *sampling_flags()),
+            *("--out", comparison),
+        )
+    if not scores.exists():
+        write_cut_responses(comparison, model, problems, cut)
+        nex_vllm("score", model, "--weights", weights, "--responses", cut, "--out", scores)
+
+
+@app.command()
+def table(
+    results: Annotated[Path, typer.Option(help="Folder with settings.json and seed-*.json.")] = HERE / "results",
+    page: Annotated[Path, typer.Option(help="Markdown file with places for figures.")] = PAGE,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail where the page is out of date.")] = False,
+) -> None:
+    """Write the tables into a page, between `<!-- figures: NAME -->` and `<!-- figures end -->`.
+
+    A place whose result is not there says so. The seed that comes first is the shipped model's.
+    """
+    seeds = sorted(results.glob("seed-*.json"), key=lambda path: int(path.stem.removeprefix("seed-")))
+    outcomes = [json.loads(path.read_text()) for path in seeds]
+    chosen = json.loads((results / "settings.json").read_text()) if (results / "settings.json").exists() else None
+    for each in [*outcomes, *([] if chosen is None else [chosen])]:
+        if each["trial"] is not None:
+            sys.exit(f"error: {results} has the outcome of a trial ({each['trial']}), which belongs into no page")
+    before = page.read_text(encoding="utf-8")
+    after = fill_page(before, chosen, outcomes)
+    if check and after != before:
+        sys.exit(f"error: {page} says something else than {results}; run `study.py table` again")
+    if not check:
+        page.write_text(after, encoding="utf-8")
+        print(f"wrote the figures into {page}")
+
+
+def _made_with(model: Path, trial: Trial) -> dict[str, Any]:
+    return {
+        "trial": str(trial) if trial.is_one else None,
+        "model_fingerprint": model_fingerprint(model),
+        "created_with": f"nex-vllm {__version__}",
+        "settings": model_settings(),
+    }
+
+
+def _write(folders: Folders, name: str, outcome: dict[str, Any], tables: list[str]) -> None:
+    """Write an outcome as JSON and as Markdown, and print the latter."""
+    folders.results.mkdir(parents=True, exist_ok=True)
+    head = [] if outcome["trial"] is None else [f"**A trial ({outcome['trial']}): these figures say nothing.**"]
+    text = "\n\n".join([*head, *tables]) + "\n"
+    (folders.results / f"{name}.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+    (folders.results / f"{name}.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\nwrote {name}.json and {name}.md in {folders.results}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,307 @@
+"""The study's outcomes as Markdown, and the places of a page that they go to."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nex_vllm.evaluation.diagnostics import MEANINGS
+
+Outcome = dict[str, Any]
+
+END = "<!-- figures end -->"
+_PLACE = re.compile(r"<!-- figures: ([a-z_]+) -->\n.*?" + re.escape(END), re.DOTALL)
+
+NOT_YET = "*Not measured yet.*"
+
+NAMES = {
+    "nex": "NEX, highest score",
+    "random": "random (pass@1)",
+    "nex_worst": "NEX, lowest score",
+    "shortest": "shortest",
+    "logprob": "mean log-probability",
+    "majority": "majority, by text",
+    "majority_value": "majority, by value",
+    "oracle": "oracle (pass@4)",
+}
+
+
+def fill_page(page: str, chosen: Outcome | None, outcomes: Sequence[Outcome]) -> str:
+    """Return the page with every place filled; end with a message where it has a place of another name, or none."""
+    places = [match[1] for match in _PLACE.finditer(page)]
+    unknown = sorted(set(places) - {"settings", *TABLES})
+    if unknown or not places or len(places) != page.count("<!-- figures: "):
+        problem = f"a place {unknown[0]!r}" if unknown else "no place, or one without its end"
+        sys.exit(f"error: the page has {problem}; places are settings, {', '.join(TABLES)}, and end with {END}")
+
+    def filled(match: re.Match[str]) -> str:
+        name = match[1]
+        if name == "settings":
+            text = NOT_YET if chosen is None else settings_table(chosen)
+        else:
+            text = TABLES[name](outcomes) if outcomes else NOT_YET
+        return f"<!-- figures: {name} -->\n\n{text}\n\n{END}"
+
+    return _PLACE.sub(filled, page)
+
+
+def model_tables(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return every table about models."""
+    return [build(outcomes) for build in TABLES.values()]
+
+
+def settings_table(outcome: Outcome) -> str:
+    """Return the nine settings and which was chosen."""
+    chosen = (outcome["chosen"]["top_k"], outcome["chosen"]["row_tokens"])
+    lines = [
+        (
+            f"{each['top_k']}, {each['row_tokens']}",
+            f"{each['split_half_agreement']:.3f}",
+            "yes" if each["admitted"] else "no",
+            f"{each['share_under_two_cycles']:.3f}",
+            "**chosen**" if (each["top_k"], each["row_tokens"]) == chosen else "",
+        )
+        for each in outcome["grid"]
+    ]
+    told = (
+        f"{outcome['num_problems']} problems x 4, {outcome['num_prompts']} calibration prompts x 4. Chance is "
+        f"{outcome['chance_agreement']:.2f}; admitted from {outcome['least_agreement']:.3f} on. {outcome['reason']}"
+    )
+    head = ("top_k, row_tokens", "halves agree", "admitted", "under two cycles", "")
+    return f"{_table(head, lines)}\n\n{told}"
+
+
+def _verdict(outcomes: Sequence[Outcome]) -> str:
+    """Say what the protocol says is to be said."""
+    first = outcomes[0]
+    main = first["minus_random"]["nex"]
+    signs = {outcome["minus_random"]["nex"]["value"] > 0 for outcome in outcomes}
+    words = []
+    if len(signs) > 1:
+        words.append("The sign differs between training seeds.")
+    gain = f"NEX best of 4 minus random, training seed {first['training_seed']}: {_points(main)}."
+    if main["low"] is None:
+        return " ".join([*words, gain, "There is one set of numbers, so no interval."])
+    if main["low"] > 0:
+        words.append(f"Above chance. {gain}")
+        like = first["length"]["pairs_like"]
+        if like["low"] is None or like["low"] <= 0.5:
+            words.append(
+                "But not in pairs of like length: NEX has found the shorter ones, and `shortest` does that without a "
+                "calibration."
+            )
+        words.append(
+            "This shows that the plumbing works, and what NEX rewards on a model of 3 million parameters whose grammar "
+            "was designed so that success and failure share their words. It is no evidence for the claim about large models."
+        )
+    elif main["high"] < 0:
+        best = max(("shortest", "logprob", "majority"), key=lambda name: first["accuracy"][name]["value"])
+        words.append(f"Below chance. {gain} Of the selectors without labels use `{best}` on this model.")
+    else:
+        words.append(f"No difference was found. {gain}")
+    return " ".join(words)
+
+
+def _shipped(outcomes: Sequence[Outcome]) -> str:
+    """Return the selectors of the first model, with their differences to random."""
+    first = outcomes[0]
+    order = sorted(NAMES, key=lambda name: -first["accuracy"][name]["value"])
+    lines = [
+        (
+            NAMES[name],
+            _percent(first["accuracy"][name]["value"]),
+            "" if name == "random" else _points(first["minus_random"][name]),
+        )
+        for name in order
+    ]
+    return _table(("choice among the same 4", "right", "minus random, points (95 % interval)"), lines)
+
+
+def _accuracies(outcomes: Sequence[Outcome]) -> str:
+    lines = []
+    for outcome in outcomes:
+        for name, title in NAMES.items():
+            found = outcome["accuracy"][name]
+            gain = "" if name == "random" else _points(outcome["minus_random"][name])
+            runs = ", ".join(_percent(each) for each in found["runs"])
+            lines.append((str(outcome["training_seed"]), title, _percent(found["value"]), gain, runs))
+    head = ("training seed", "choice", "right, mean of runs", "minus random (95 %)", "each run")
+    first = outcomes[0]
+    told = f"{first['num_problems']} problems, {first['num_sets']} sets of numbers, {len(first['each_run'])} runs."
+    return f"{_table(head, lines)}\n\n{told}"
+
+
+def _main_number(outcomes: Sequence[Outcome]) -> str:
+    lines = []
+    for outcome in outcomes:
+        main = outcome["minus_random"]["nex"]
+        spread = "-" if main["standard_deviation"] is None else f"{100 * main['standard_deviation']:.1f}"
+        lines.append(
+            (
+                str(outcome["training_seed"]),
+                _points(main),
+                _range(main["runs"]),
+                spread,
+                *(_points(outcome["nex_minus"][name]) for name in ("shortest", "logprob")),
+            )
+        )
+    head = (
+        "training seed",
+        "NEX minus random",
+        "runs: range",
+        "standard deviation",
+        "minus shortest",
+        "minus log-prob.",
+    )
+    return _table(head, lines)
+
+
+def _sources(outcomes: Sequence[Outcome]) -> str:
+    """Return grading noise, calibration noise and length side by side."""
+    lines = []
+    for outcome in outcomes:
+        same, length = outcome["same_candidates"], outcome["length"]
+        again = same["nex_minus_random"]
+        lines.append(
+            (
+                str(outcome["training_seed"]),
+                "; ".join(_points(each["nex_minus_random"]) for each in outcome["each_run"]),
+                f"{_range(again['runs'])}; sd {_hundred(again['standard_deviation'])}",
+                f"{_decimal(same['same_choice'])} (chance {same['chance']:.2f})",
+                *(_decimal(length[name]["value"]) for name in _CORRELATIONS),
+            )
+        )
+    head = (
+        *("training seed", "grading: each run, its weights held fixed", "calibration: same candidates, all weights"),
+        *("same choice", "rank correlation with length", "with being right", "given length"),
+    )
+    return _table(head, lines)
+
+
+_CORRELATIONS = ("length_correlation", "correlation", "partial_correlation")
+
+
+def _like_length(outcomes: Sequence[Outcome]) -> str:
+    return _length_lines([(str(outcome["training_seed"]), outcome["length"]) for outcome in outcomes])
+
+
+def _length_lines(parts: Sequence[tuple[str, Outcome]]) -> str:
+    lines = []
+    for name, part in parts:
+        among = part["among_long"]
+        lines.append(
+            (
+                name,
+                *(_share(part[each]) for each in ("pairs_like", "pairs_like_and_long")),
+                *(_percent(among[each]["value"]) for each in ("nex", "random", "shortest")),
+                *(_points(among[f"nex_minus_{each}"]) for each in ("random", "shortest")),
+            )
+        )
+    head = (
+        *("training seed", "right one higher, lengths within 20 %", "and both of 200 tokens or more"),
+        *("among those of 200 or more: NEX", "random", "shortest", "NEX minus random", "NEX minus shortest"),
+    )
+    return _table(head, lines)
+
+
+def _ending(outcomes: Sequence[Outcome]) -> str:
+    lines = []
+    for outcome in outcomes:
+        cut = outcome["without_last_leaf"]
+        lines.append(
+            (
+                str(outcome["training_seed"]),
+                _percent(cut["accuracy"]["value"]),
+                _points(cut["minus_random"]),
+                _range(cut["minus_random"]["runs"]),
+                *(_points(cut[f"minus_{each}"]) for each in ("whole", "shortest", "logprob")),
+            )
+        )
+    head = (
+        *("training seed", "NEX without the last leaf", "minus random", "runs: range", "minus NEX of the whole"),
+        *("minus shortest", "minus log-prob."),
+    )
+    parts = [(str(outcome["training_seed"]), outcome["without_last_leaf"]) for outcome in outcomes]
+    return f"{_table(head, lines)}\n\n{_length_lines(parts)}"
+
+
+def _counts(outcomes: Sequence[Outcome]) -> str:
+    names = {
+        "num_candidates": "candidates",
+        "num_not_ended": "not ended by themselves",
+        "num_unscored": "without a score",
+        "num_tied_problems": "problems with a tie for the highest score",
+        "num_without_leaf": "without a leaf",
+        "num_unscored_without_last_leaf": "unscored without the last leaf",
+    }
+    lines = [
+        (str(outcome["training_seed"]), *(", ".join(str(run[name]) for run in outcome["each_run"]) for name in names))
+        for outcome in outcomes
+    ]
+    return _table(("training seed (each run)", *names.values()), lines)
+
+
+def _diagnostics(outcomes: Sequence[Outcome]) -> str:
+    names = [name for name in MEANINGS if name != "score_noise"]
+    lines, warnings = [], []
+    for outcome in outcomes:
+        for k, each in enumerate(outcome["diagnostics"], start=1):
+            digits = {"score_spread": 6}
+            cells = ("-" if each[name] is None else f"{each[name]:.{digits.get(name, 3)}f}" for name in names)
+            lines.append((f"{outcome['training_seed']}, {k}", *cells, str(len(each["warnings"]))))
+            warnings += [f"- seed {outcome['training_seed']}, run {k}: {warning}" for warning in each["warnings"]]
+    table = _table(("training seed, run", *(f"`{name}`" for name in names), "warnings"), lines)
+    return "\n\n".join([table, *(["\n".join(warnings)] if warnings else [])])
+
+
+TABLES: dict[str, Callable[[Sequence[Outcome]], str]] = {
+    "verdict": _verdict,
+    "shipped": _shipped,
+    "main_number": _main_number,
+    "accuracies": _accuracies,
+    "sources": _sources,
+    "like_length": _like_length,
+    "ending": _ending,
+    "counts": _counts,
+    "diagnostics": _diagnostics,
+}
+"""By the name of a place, what goes there; the first outcome is the shipped model's."""
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _hundred(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _points(found: Outcome) -> str:
+    """Return a difference in percentage points with its interval."""
+    if found["value"] is None:
+        return "-"
+    interval = "" if found["low"] is None else f" ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+    return f"{100 * found['value']:+.1f}{interval}"
+
+
+def _range(runs: Sequence[float | None]) -> str:
+    known = [100 * each for each in runs if each is not None]
+    return f"{min(known):+.1f} to {max(known):+.1f}" if known else "-"
+
+
+def _share(found: Outcome) -> str:
+    """Return a share of pairs with its interval and their number."""
+    if found["value"] is None:
+        return f"- ({found['num_pairs']} pairs)"
+    interval = "" if found["low"] is None else f", {found['low']:.2f} to {found['high']:.2f}"
+    return f"{found['value']:.2f} ({found['num_pairs']} pairs{interval})"

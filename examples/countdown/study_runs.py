@@ -1,0 +1,156 @@
+"""What the commands of a run have left: candidates, grades, scores, and the scores without the last leaf."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from problems import final_expression, value_of
+from tokenizers import Tokenizer
+
+from nex_vllm.algorithm.key_scratch import KeyScratch, key_space
+from nex_vllm.algorithm.scores import weighted_masses
+from nex_vllm.algorithm.selectors import SELECTORS
+from nex_vllm.algorithm.signals import CandidateTrace, votes
+from nex_vllm.algorithm.weights import NeuronWeights
+from nex_vllm.evaluation.choices import finished_candidates, select_rows
+from nex_vllm.evaluation.sums import add_up_rows
+from nex_vllm.storage import CacheReader, CandidateTable, WeightsFile, load_weights, read_candidates
+from nex_vllm.storage.comparison_file import Comparison, read_comparison
+
+Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+LEAF = "so"
+"""The word that begins the two lines of a leaf; it stands nowhere else."""
+
+LOWEST = replace(SELECTORS["nex"], prefers="low")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One calibration and one draw of candidates.
+
+    Attributes:
+        folder: of the run.
+        weights: learned from its calibration.
+        table: its candidates, C, with grades and choices.
+        comparison: what `compare` found.
+        cut_scores: [C], the score without the last leaf; NaN where nothing was left to score.
+        num_without_leaf: candidates that have no leaf, whose cut score is that of the whole.
+    """
+
+    folder: Path
+    weights: WeightsFile
+    table: CandidateTable
+    comparison: Comparison
+    cut_scores: Floats
+    num_without_leaf: int
+
+    @property
+    def correct(self) -> Floats:
+        """Whether each candidate is right, 1 or 0, [C]."""
+        return np.array([float(bool(grade)) for grade in self.table.correct])
+
+    def chosen(self, name: str) -> Rows:
+        """Return the rows that one of the project's selectors chose, [P]."""
+        return np.flatnonzero(self.table.chosen[name])
+
+    def by_score(self, scores: Floats, *, lowest: bool = False) -> Rows:
+        """Return the rows of the highest scores, [P], or of the lowest; by the rules of the selector nex."""
+        return select_rows(LOWEST if lowest else SELECTORS["nex"], scores, finished_candidates(self.table), self.table)
+
+    def by_value(self) -> Rows:
+        """Return the rows of the majority by the value of the final expression, [P]."""
+        received = np.full(len(self.table), np.nan)
+        for group in self.table.groups:
+            traces = [
+                CandidateTrace(
+                    int(self.table.num_tokens[row]), self.table.finish_reason[row], answer=_value(self.table.text[row])
+                )
+                for row in range(group.start, group.stop)
+            ]
+            received[group] = [np.nan if vote is None else vote for vote in votes(traces, lambda _: 1.0)]
+        return select_rows(SELECTORS["majority"], received, finished_candidates(self.table), self.table)
+
+
+def write_cut_responses(comparison: Path, model: Path, problems: Path, out: Path) -> None:
+    """Write every candidate without the two lines of its last leaf, for `nex-vllm score`."""
+    table = read_candidates(comparison / "candidates.parquet")
+    leaf = Tokenizer.from_file(str(model / "tokenizer.json")).token_to_id(LEAF)
+    prompt_of = {line["id"]: line["prompt"] for line in read_lines(problems)}
+    with out.open("w", encoding="utf-8") as handle:
+        for problem, group in zip(table.problems, table.groups, strict=True):
+            for k, row in enumerate(range(group.start, group.stop)):
+                tokens = table.token_ids[row].tolist()
+                line = {
+                    "id": f"{problem}-{k}",
+                    "prompt": prompt_of[problem],
+                    "response_token_ids": without_last_leaf(tokens, leaf),
+                    "has_leaf": leaf in tokens,
+                }
+                handle.write(json.dumps(line) + "\n")
+
+
+def without_last_leaf(tokens: Sequence[int], leaf: int) -> list[int]:
+    """Return the tokens before the last one that begins a leaf; all of them where none does."""
+    starts = [place for place, token in enumerate(tokens) if token == leaf]
+    return list(tokens[: starts[-1]] if starts else tokens)
+
+
+def read_run(folder: Path, fingerprint: str) -> Run:
+    """Read what the commands have left, and see that it is of this model."""
+    table = read_candidates(folder / "comparison" / "candidates.parquet")
+    weights = load_weights(folder / "weights.safetensors")
+    for what, found in (
+        ("weights", weights.meta.model_fingerprint),
+        ("candidates", table.meta.get("model_fingerprint")),
+    ):
+        if found != fingerprint:
+            sys.exit(f"error: the {what} in {folder} are of another model; give a new --out")
+    lines = read_lines(folder / "cut-scores.jsonl")
+    if len(lines) != len(table):
+        sys.exit(f"error: {folder / 'cut-scores.jsonl'} has {len(lines)} lines for {len(table)} candidates; delete it")
+    scores = [line["nex"]["score"] for line in lines]
+    return Run(
+        folder=folder,
+        weights=weights,
+        table=table,
+        comparison=read_comparison(folder / "comparison" / "comparison.json"),
+        cut_scores=np.array([np.nan if score is None else score for score in scores], dtype=np.float64),
+        num_without_leaf=sum(not line["has_leaf"] for line in lines),
+    )
+
+
+def score_with(run: Run, several: Sequence[WeightsFile]) -> list[Floats]:
+    """Score a run's candidates with several weights files, [C] each, from the rows that `compare` recorded."""
+    ids = [
+        f"{problem}-{k}"
+        for problem, count in zip(run.table.problems, run.table.counts, strict=True)
+        for k in range(count)
+    ]
+    row_of = {name: row for row, name in enumerate(ids)}
+    scores = [np.full(len(ids), np.nan) for _ in several]
+    scratch = KeyScratch()
+    for rows in CacheReader(run.folder / "comparison" / "cache").rows():
+        scratch.reserve(key_space(rows))
+        keys, sums = add_up_rows(rows, 0, rows.num_rows, scratch)
+        for column, file in zip(scores, several, strict=True):
+            column[row_of[rows.response]] = weighted_masses(keys, sums, NeuronWeights(file.keys, file.weights)).score
+    return scores
+
+
+def read_lines(path: Path) -> list[dict[str, object]]:
+    """Read JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _value(text: str) -> str | None:
+    expression = final_expression(text)
+    value = None if expression is None else value_of(expression)
+    return None if value is None else str(value)
