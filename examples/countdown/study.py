@@ -53,8 +53,8 @@ Prompts = Annotated[int | None, typer.Option(min=2, help="Trial: so many calibra
 Runs = Annotated[int | None, typer.Option(min=1, max=RUNS, help="Trial: so many runs.", show_default=False)]
 
 
-@app.command()
-def settings(model: Model, out: Out, problems: Problems = None, prompts: Prompts = None) -> None:
+@app.command("settings")
+def choose_settings(model: Model, out: Out, problems: Problems = None, prompts: Prompts = None) -> None:
     """Choose top_k and row_tokens on development.jsonl, without labels. They belong into settings.json then."""
     folders, trial = Folders(out), Trial(problems=problems, prompts=prompts)
     sources = {
@@ -80,11 +80,12 @@ def settings(model: Model, out: Out, problems: Problems = None, prompts: Prompts
         )
 
 
-@app.command()
-def test(
+@app.command("test")
+def run_test(
     model: Model,
     training_seed: Annotated[int, typer.Option(help="Seed that the model was trained with: what it is called.")],
     out: Out,
+    *,
     problems: Problems = None,
     prompts: Prompts = None,
     runs: Runs = None,
@@ -130,12 +131,23 @@ def _run(model: Path, prompts: Path, problems: Path, folder: Path, k: int) -> No
             *("--out", comparison),
         )
     if not scores.exists():
-        write_cut_responses(comparison, model, problems, cut)
+        cut_last_leaf(model, comparison, cut, problems)
         nex_vllm("score", model, "--weights", weights, "--responses", cut, "--out", scores)
 
 
-@app.command()
-def table(
+@app.command("cut")
+def cut_last_leaf(
+    model: Model,
+    comparison: Annotated[Path, typer.Option(help="Folder of a comparison.")],
+    out: Annotated[Path, typer.Option(help="JSON lines to write, for `nex-vllm score`.")],
+    problems: Annotated[Path, typer.Option(help="What was asked.")] = HERE / "test.jsonl",
+) -> None:
+    """Write every candidate without the two lines of its last leaf, as `test` does."""
+    write_cut_responses(comparison, model, problems, out)
+
+
+@app.command("table")
+def write_table(
     results: Annotated[Path, typer.Option(help="Folder with settings.json and seed-*.json.")] = HERE / "results",
     page: Annotated[Path, typer.Option(help="Markdown file with places for figures.")] = PAGE,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail where the page is out of date.")] = False,

@@ -154,7 +154,7 @@ def _pairs(run: Run, scores: Floats) -> Floats:
 
 
 def _among_long(run: Run, scores: Floats) -> Floats:
-    """Return of each problem whether two candidates or more are long, and NEX, random and shortest among them, [P, 4]."""
+    """Return of each problem whether two candidates are long, and NEX, random and shortest among the long, [P, 4]."""
     correct, tokens = run.correct, run.table.num_tokens
     finished = finished_candidates(run.table)
     found = np.zeros((len(run.table.problems), 4))

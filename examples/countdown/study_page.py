@@ -94,7 +94,8 @@ def _verdict(outcomes: Sequence[Outcome]) -> str:
             )
         words.append(
             "This shows that the plumbing works, and what NEX rewards on a model of 3 million parameters whose grammar "
-            "was designed so that success and failure share their words. It is no evidence for the claim about large models."
+            "was designed so that success and failure share their words. It is no evidence for the claim about large "
+            "models."
         )
     elif main["high"] < 0:
         best = max(("shortest", "logprob", "majority"), key=lambda name: first["accuracy"][name]["value"])

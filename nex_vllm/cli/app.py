@@ -316,7 +316,7 @@ def demo(
     out: options.DemoOut = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Try it: calibrate a small shipped model, then choose the best of three answers to problems it has not seen.
+    """Try it: calibrate a small shipped model, then choose among four answers to problems it has not seen.
 
     Runs from a source checkout, without a GPU, in a few minutes.
     """
