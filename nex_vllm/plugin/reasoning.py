@@ -37,6 +37,8 @@ def resolve_part(settings: NexSettings, meta: WeightsMeta | None, config: Any) -
             or an end is given although everything counts.
     """
     name = settings.part or (ALL if meta is None else meta.part)
+    if meta is not None and name != meta.part:
+        return Part(name, settings.reasoning_end)  # which `check_fits` refuses, with both named
     if name == ALL:
         if settings.reasoning_end is not None:
             origin = "" if settings.part or meta is None else ", as the weights were learned"
@@ -102,6 +104,7 @@ def _text_of_tokens(tokenizer: Any, request: Any, start: int | None) -> Callable
     def text_of(token_id: int) -> str:
         before = len(detokenizer.output_text)
         detokenizer.update([token_id], False)
-        return detokenizer.output_text[before:]
+        added: str = detokenizer.output_text[before:]
+        return added
 
     return text_of

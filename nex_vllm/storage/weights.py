@@ -97,7 +97,7 @@ def check_fits(  # noqa: PLR0913 - one argument per thing that must fit
     ``accept_other_model`` takes weights of another model of the same shape, as of a fine-tuned model's base.
     Raises `InputError` where anything else differs; both values are named.
     """
-    meta = file.meta
+    meta, end = file.meta, abbreviate(file.meta.reasoning_end)
     calibrate = "calibrate on the model you serve"
     sibling = "give --nex-accept-other-model (setting accept_other_model) if it is a fine-tuned or quantised variant"
     fingerprint = meta.model_fingerprint if accept_other_model else model_fingerprint
@@ -109,7 +109,7 @@ def check_fits(  # noqa: PLR0913 - one argument per thing that must fit
         ("top_k {}", meta.top_k, top_k, f"set top_k to {meta.top_k} or calibrate again"),
         ("row_tokens {}", meta.row_tokens, row_tokens, f"set row_tokens to {meta.row_tokens} or calibrate again"),
         ("part {}", meta.part, part, f"set part to {meta.part} (--nex-part {meta.part}) or calibrate again"),
-        ("reasoning_end {}", meta.reasoning_end, reasoning_end, "set that reasoning_end or calibrate again"),
+        ("reasoning_end {}", meta.reasoning_end, reasoning_end, f"set reasoning_end to {end} or calibrate again"),
     ):
         if served is not None and learned != served:
             old, new = (words.format(abbreviate(value)) for value in (learned, served))

@@ -54,7 +54,11 @@ class FakeEngine:
             signal.raise_signal(signal.SIGINT)
         rows = recorded_rows("0", params.seed)
         candidate = SimpleNamespace(
-            rows=rows, token_ids=[5] * rows.num_tokens, text=f"text {params.seed}", finish_reason="stop"
+            rows=rows,
+            token_ids=[5] * rows.num_tokens,
+            text=f"text {params.seed}",
+            finish_reason="stop",
+            num_scored_tokens=rows.num_tokens,
         )
         return [SimpleNamespace(request_id=request_id, finished=True, nex=SimpleNamespace(candidates=[candidate]))]
 
