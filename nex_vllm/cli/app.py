@@ -7,6 +7,7 @@ Most arguments of the functions are only declarations: the plans of the same fie
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -68,7 +69,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     prompts: options.OptionalPrompts = None,
     from_cache: options.FromCache = None,
     cache: options.OptionalCache = None,
-    samples: options.Samples = 1,
+    samples: options.Samples = 4,
     top_k: options.TopK = 2000,
     row_tokens: options.RowTokens = 32,
     part: options.Part = PartName.ALL,
@@ -80,6 +81,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     credit: options.Credit = CreditName.INTRODUCED,
     rho: options.Rho = 0.95,
     min_run: options.MinRun = 2,
+    json_out: options.JsonOut = None,
     force: options.Force = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -106,7 +108,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     short_help="Sample responses and keep their activations, to calibrate from.",
     epilog="\b\nExamples:\n"
     "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache\n"
-    "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache --samples 4 --row-tokens 16\n"
+    "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache --samples 8 --row-tokens 16\n"
     "  nex-vllm calibrate --from-cache cache --out weights.safetensors\n\n"
     + engine_options.HELP.format("record MODEL --prompts P --cache C"),
 )
@@ -115,7 +117,7 @@ def record(  # noqa: PLR0913, PLR0917 - one argument per flag
     model: options.Model,
     prompts: options.Prompts,
     cache: options.Cache,
-    samples: options.Samples = 1,
+    samples: options.Samples = 4,
     top_k: options.TopK = 2000,
     row_tokens: options.RowTokens = 32,
     part: options.Part = PartName.ALL,
@@ -168,6 +170,110 @@ def score(
 
 
 @app.command(
+    cls=EngineCommand,
+    short_help="Say whether choosing helps, selector by selector.",
+    epilog="\b\nExamples:\n"
+    "  nex-vllm compare MODEL --problems problems.jsonl --weights weights.safetensors --out comparison\n"
+    "  nex-vllm compare MODEL --problems hub:aime24 --calibration cache -n 8 --out comparison\n"
+    "  nex-vllm compare MODEL --problems p.jsonl --grader check.py:is_right --out comparison\n"
+    "  nex-vllm compare comparison/candidates.parquet --selectors nex,shortest,majority\n\n"
+    + engine_options.HELP.format("compare MODEL --problems P --out DIR"),
+)
+def compare(  # noqa: PLR0913, PLR0917 - one argument per flag
+    context: typer.Context,
+    source: options.Compared,
+    problems: options.Problems = None,
+    weights: options.ComparedWeights = None,
+    calibration: options.ComparedCalibration = None,
+    num_candidates: options.Candidates = 4,
+    out: options.ComparisonOut = None,
+    grader: options.Grader = None,
+    extract: options.Extract = None,
+    selectors: options.Selectors = None,
+    selector_file: options.SelectorFile = None,
+    top_k: options.RecordedTopK = None,
+    row_tokens: options.RecordedRowTokens = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = 0.7,
+    top_p: options.TopP = 0.9,
+    seed: options.Seed = 0,
+    accept_other_model: options.AcceptOtherModel = False,
+    force: options.Force = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Say whether choosing helps on your own model and problems, label-free or learned, beside a random choice.
+
+    Several candidates are sampled for each problem, every selector chooses among the same ones, and where answers are
+    known the choices are graded: accuracy, and the difference to a random choice with its interval. Without answers it
+    says who agrees with whom. Without --weights and --calibration NEX itself is left out. A run that is interrupted, or
+    killed, goes on with the same command; --grader, --extract, --selectors and --weights may change then.
+    """
+    quiet_vllm(verbose)
+    from nex_vllm.cli import comparing
+
+    if comparing.is_table(source):
+        _refuse_flags(context, _TABLE_FLAGS, f"has no effect on the candidates in {source}, which are sampled already")
+        comparing.run_compare_table(Path(source), out, selectors, selector_file, force=force)
+        return
+    if problems is None or out is None:
+        missing = "--problems FILE" if problems is None else "--out DIR"
+        raise InputError(f"{missing} is missing; give --problems FILE and --out DIR, or an earlier candidates.parquet")
+    if force:
+        raise InputError("--force has no effect where candidates are sampled; give a new --out, or leave --force out")
+    comparing.run_compare_model(_plan(comparing.ComparisonPlan, context))
+
+
+@app.command(
+    cls=Command,
+    short_help="Learn from a few graded problems how much each signal is worth.",
+    epilog="\b\nExamples:\n"
+    "  nex-vllm fit comparison/candidates.parquet --out selector.json\n"
+    "  vllm serve MODEL --plugin nex --nex-selector selector.json",
+)
+def fit(candidates: options.CandidatesFile, out: options.SelectorOut, force: options.Force = False) -> None:
+    """Learn a selector from graded candidates: a weighted sum of all signals, by logistic regression.
+
+    What it gains is measured on problems that it was not fitted to, beside every selector that needs no labels. Twenty
+    graded problems are the least.
+    """
+    from nex_vllm.cli import fitting
+
+    fitting.run_fit(candidates, out, force=force)
+
+
+@app.command(
+    cls=Command,
+    short_help="Say what other settings give, from one recording.",
+    epilog="\b\nExamples:\n"
+    "  nex-vllm record MODEL --prompts prompts.jsonl --cache cache --row-tokens 1\n"
+    "  nex-vllm sweep cache --over row_tokens=8,16,32,64 --over top_k=500,1000,2000 --out sweep\n"
+    "  nex-vllm sweep cache --over samples=1,2,3,4 --candidates comparison/candidates.parquet",
+)
+def sweep(  # noqa: PLR0913, PLR0917 - one argument per flag
+    context: typer.Context,
+    cache: options.SweptCache,
+    over: options.Over,
+    candidates: options.SweptCandidates = None,
+    out: options.SweepOut = None,
+    top_k: options.BaseTopK = None,
+    row_tokens: options.BaseRowTokens = None,
+    credit: options.Credit = CreditName.INTRODUCED,
+    rho: options.Rho = 0.95,
+    min_run: options.MinRun = 2,
+    force: options.Force = False,
+) -> None:
+    """Say what other settings would have given: the diagnostics, and the accuracy where candidates are graded.
+
+    Nothing is sampled again. A smaller top_k follows from rows of one token, larger rows from smaller ones they are
+    made of, the rest from any recording; what does not follow is refused. first_cycle=out leaves out the evidence of
+    cycles that begin with a response, which the method counts.
+    """
+    from nex_vllm.cli import sweeping
+
+    sweeping.run_sweep(_plan(sweeping.SweepPlan, context))
+
+
+@app.command(
     cls=Command,
     epilog="\b\nExamples:\n  nex-vllm inspect weights.safetensors\n  nex-vllm inspect cache",
 )
@@ -176,6 +282,33 @@ def inspect(path: options.Inspected) -> None:
     from nex_vllm.cli import inspection
 
     inspection.run_inspect(path)
+
+
+@app.command(
+    cls=Command,
+    short_help="Draw a cache, weights or a comparison as one HTML page.",
+    epilog="\b\nExamples:\n"
+    "  nex-vllm report cache --out report.html\n"
+    "  nex-vllm report weights.safetensors --out weights.html\n"
+    "  nex-vllm report comparison --out comparison.html --tokenizer MODEL",
+)
+def report(
+    path: options.Reported,
+    out: options.PageOut,
+    weights: options.OptionalWeights = None,
+    tokenizer: options.TokenizerFolder = None,
+    responses: options.ShownResponses = 1000,
+    force: options.Force = False,
+) -> None:
+    """Draw what was recorded, learned or compared: one HTML page, and pictures beside it.
+
+    The page is one file that asks nothing of any other host: every response with its phases (E and X), novelty slope
+    and cycles, scores, entropies and weights in figures, and, of a comparison, the selectors' table.
+    """
+    from nex_vllm.cli import reporting
+    from nex_vllm.evaluation.report import ReportPlan
+
+    reporting.run_report(ReportPlan(path, out, weights, tokenizer, responses, force))
 
 
 @app.command(
@@ -209,23 +342,27 @@ def _recording_plan(context: typer.Context) -> RecordingPlan:
     return _plan(RecordingPlan, context)
 
 
-_LEARNING_FLAGS = frozenset({"out", "from_cache", "credit", "rho", "min_run", "force", "verbose"})
+_LEARNING_FLAGS = frozenset({"out", "from_cache", "credit", "rho", "min_run", "json_out", "force", "verbose"})
+_TABLE_FLAGS = frozenset({"source", "out", "selectors", "selector_file", "force", "verbose"})
 
 
 def _refuse_recording_flags(context: typer.Context) -> None:
+    """Refuse the model, flags of the recording and engine options beside --from-cache."""
+    problem = "has no effect on what --from-cache learns from, which is recorded already"
+    _refuse_flags(context, _LEARNING_FLAGS, problem, " or leave out --from-cache")
+
+
+def _refuse_flags(context: typer.Context, allowed: frozenset[str], problem: str, other: str = "") -> None:
     """Refuse flags that would have no effect, rather than let the user believe that they had.
 
     Raises:
-        InputError: the model, a flag of the recording or an engine option was given beside --from-cache.
+        InputError: a flag that is not ``allowed``, or an engine option, was given.
     """
     given = [parameter for parameter in context.command.params if _is_given(context, parameter.name or "")]
-    shown = ["MODEL" if each.name == "model" else each.opts[0] for each in given if each.name not in _LEARNING_FLAGS]
+    shown = ["MODEL" if each.name == "model" else each.opts[0] for each in given if each.name not in allowed]
     shown += ["an engine option after --"] if words_after_dashes(context) else []
     if shown:
-        raise InputError(
-            f"{shown[0]} has no effect on what --from-cache learns from, which is recorded already; leave it out, or "
-            "leave out --from-cache"
-        )
+        raise InputError(f"{shown[0]} {problem}; leave it out{',' if other else ''}{other}")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

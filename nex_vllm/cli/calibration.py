@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from typer import echo
@@ -12,8 +13,10 @@ from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.algorithm.weights import WeightAccumulator
 from nex_vllm.cli.outcome import InterruptedRunError
 from nex_vllm.cli.recording import RecordingPlan, cache_meta, read_inputs, record_into_cache, sample
-from nex_vllm.cli.report import calibration_lines, format_percent, print_table, progress_bar
+from nex_vllm.cli.report import calibration_lines, format_percent, print_diagnostics, print_table, progress_bar
 from nex_vllm.errors import InputError, NexError
+from nex_vllm.evaluation.diagnostics import diagnose
+from nex_vllm.evaluation.evidence import CalibrationBuilder, prompt_ids, prompt_of
 from nex_vllm.storage import (
     CachedResponse,
     CacheMeta,
@@ -23,6 +26,7 @@ from nex_vllm.storage import (
     check_writable_output,
     save_weights,
 )
+from nex_vllm.storage.atomic import write_atomically
 
 SMALLEST_RHO, DEFAULT_RHO = 1e-6, 0.95
 
@@ -36,6 +40,7 @@ class LearningPlan:
     min_run: int
     credit: str
     force: bool
+    json_out: Path | None = None
 
     def check(self, cache: Path | None) -> None:
         """Refuse what could only fail, or destroy the cache that is learned from, at the end.
@@ -49,10 +54,16 @@ class LearningPlan:
                 f"staying in a state; the paper uses {DEFAULT_RHO}"
             )
         check_writable_output(self.out, self.force, source=cache)
+        if self.json_out is not None:
+            check_writable_output(self.json_out, self.force, source=cache)
+            if self.json_out.resolve() == self.out.resolve():
+                raise InputError(f"--json and --out are both {self.out}; give them names of their own")
 
 
 class Learner:
-    """Learns from each response that it is given, and keeps none; a `ResponseSink`.
+    """Learns from each response that it is given, and keeps its sums but not its rows; a `ResponseSink`.
+
+    The sums are for the diagnostics; `CalibrationBuilder` says what memory they take.
 
     Responses of one uninterrupted run come in the order in which they end, and a cache gives them back in that order:
     learning at once and learning from the cache add the same numbers in the same order.
@@ -61,21 +72,21 @@ class Learner:
     def __init__(self, plan: LearningPlan) -> None:
         # credit is one of the names that the option lists.
         self.accumulator = WeightAccumulator(rho=plan.rho, min_run=plan.min_run, credit=plan.credit)  # type: ignore[arg-type]
+        self.builder = CalibrationBuilder()
         self.longest = 0
 
     def add(self, response: CachedResponse, rows: ResponseRows) -> None:
-        """Learn from a response that has just been sampled; nothing else of it is kept."""
-        del response
-        self.learn(rows)
+        """Learn from a response that has just been sampled."""
+        self.learn(rows, prompt_of(response))
 
-    def learn(self, rows: ResponseRows) -> None:
-        """Learn from the rows of one response."""
-        self.accumulator.add(rows)
+    def learn(self, rows: ResponseRows, prompt: str) -> None:
+        """Learn from the rows of one response to the prompt of this id."""
+        self.builder.add(rows, prompt, self.accumulator.add(rows))
         self.longest = max(self.longest, rows.num_rows)
 
 
 def run_calibrate(recording: RecordingPlan, learning: LearningPlan, cache: Path | None) -> None:
-    """Record and learn: through a cache where there is one, else at once, nothing but the sums being kept.
+    """Record and learn: through a cache where there is one, else at once, without keeping a row.
 
     Raises:
         InputError: something given is unusable; found before the engine starts.
@@ -124,16 +135,16 @@ def _learn_from_cache(directory: Path, plan: LearningPlan) -> None:
     reader.check_complete()
     if not len(reader):
         raise InputError(f"the cache {directory} has no finished response to learn from; record into it first")
-    learner = Learner(plan)
+    learner, prompts = Learner(plan), prompt_ids(reader)
     with progress_bar(len(reader), "response") as bar:
         for rows in reader.rows():
-            learner.learn(rows)
+            learner.learn(rows, prompts[rows.response])
             bar.update()
     _write_weights(learner, plan, reader.meta)
 
 
 def _write_weights(learner: Learner, plan: LearningPlan, recorded: CacheMeta) -> None:
-    """Write the weights and print what was found.
+    """Write the weights, and what was found where that was asked for, and print it.
 
     Raises:
         NexError: there are none.
@@ -141,6 +152,7 @@ def _write_weights(learner: Learner, plan: LearningPlan, recorded: CacheMeta) ->
     weights, summary = learner.accumulator.weights(), learner.accumulator.summary()
     if not len(weights.keys):
         raise NexError(_no_evidence(learner, plan, recorded.row_tokens))
+    diagnostics = diagnose(learner.builder.build())
     meta = WeightsMeta(
         model=recorded.model,
         model_fingerprint=recorded.model_fingerprint,
@@ -156,11 +168,17 @@ def _write_weights(learner: Learner, plan: LearningPlan, recorded: CacheMeta) ->
         num_responses=summary.num_responses,
         num_cycles=summary.num_cycles,
         created_with=f"nex-vllm {__version__}",
+        diagnostics=diagnostics.encode(),
     )
     save_weights(plan.out, WeightsFile(weights.keys, weights.weights, meta), force=plan.force)
     positive = int((weights.weights > 0).sum())
     total = len(weights.keys)
+    if plan.json_out is not None:
+        found = {"summary": asdict(summary), "diagnostics": diagnostics.to_json()}
+        write_atomically(plan.json_out, json.dumps(found, indent=2).encode() + b"\n")
     print_table(calibration_lines(summary, recorded.row_tokens))
+    echo()
+    print_diagnostics(diagnostics)
     echo(
         f"\n{total} of {recorded.num_layers * recorded.intermediate_size} neurons have a weight, {positive} of them "
         f"({format_percent(positive, total)}) a positive one\nwrote {plan.out}"

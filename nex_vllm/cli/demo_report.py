@@ -9,7 +9,7 @@ from statistics import mean, stdev
 
 from typer import echo
 
-from nex_vllm.cli.report import Line, format_decimal, print_table
+from nex_vllm.cli.report import SCORE_DIGITS, Line, format_decimal, print_table
 
 _LONGEST_SHOWN = 44
 
@@ -31,7 +31,7 @@ def show_problem(count: int, prompt: str, answers: Sequence[Answer]) -> None:
     lines: list[Line] = [
         (
             "  ->" if answer.chosen else "    ",
-            format_decimal(answer.score, 4),
+            format_decimal(answer.score, SCORE_DIGITS),
             f"{len(answer.token_ids)} tokens",
             "right" if answer.correct else "wrong",
             _last_line(answer.text),

@@ -71,8 +71,8 @@ class EngineCommand(Command):
 
 
 def words_after_dashes(context: typer.Context) -> tuple[str, ...]:
-    """Return what stood after ``--``, as it was given."""
-    words: tuple[str, ...] = context.meta[__name__]
+    """Return what stood after ``--``, as it was given; nothing for a command that takes nothing there."""
+    words: tuple[str, ...] = context.meta.get(__name__, ())
     return words
 
 

@@ -17,11 +17,14 @@ from nex_vllm.cli.report import (
     format_bytes,
     format_decimal,
     format_percent,
+    print_diagnostics,
     print_table,
     progress_bar,
 )
 from nex_vllm.errors import InputError
-from nex_vllm.storage import CacheReader, WeightsFile, load_weights
+from nex_vllm.evaluation.diagnostics import diagnose
+from nex_vllm.evaluation.evidence import CalibrationBuilder, prompt_ids
+from nex_vllm.storage import CacheReader, WeightsFile, decode_diagnostics, load_weights
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -44,6 +47,8 @@ def _inspect_weights(path: Path, file: WeightsFile) -> None:
     weights, meta = file.weights, file.meta
     positive, negative, total = int((weights > 0).sum()), int((weights < 0).sum()), len(weights)
     num_neurons = meta.num_layers * meta.intermediate_size
+    where = f"{path}: metadata `diagnostics`"
+    diagnostics = None if meta.diagnostics is None else decode_diagnostics(meta.diagnostics, where)
     echo(f"weights file {path}")
     echo(
         f"for the model {meta.model} (fingerprint {meta.model_fingerprint}); another model of the same layers and "
@@ -51,7 +56,7 @@ def _inspect_weights(path: Path, file: WeightsFile) -> None:
     )
     print_table(
         [
-            *((name, _plain(value)) for name, value in asdict(meta).items()),
+            *((name, _plain(value)) for name, value in asdict(meta).items() if name != "diagnostics"),
             ("size on disk", format_bytes(path.stat().st_size)),
         ],
         right_aligned=None,
@@ -80,15 +85,20 @@ def _inspect_weights(path: Path, file: WeightsFile) -> None:
             (str(layer), str(count), format_percent(count, meta.intermediate_size), format_percent(plus, count))
         )
     print_table(lines)
+    echo()
+    if diagnostics is None:
+        echo("no diagnostics: the program that wrote this file kept none; calibrate again to have them")
+    else:
+        print_diagnostics(diagnostics)
 
 
 def _inspect_cache(path: Path) -> None:
     reader = CacheReader(path)
     num_entries = 0
-    accumulator = WeightAccumulator()
+    accumulator, builder, prompts = WeightAccumulator(), CalibrationBuilder(), prompt_ids(reader)
     with progress_bar(len(reader), "response") as bar:
         for rows in reader.rows():
-            accumulator.add(rows)
+            builder.add(rows, prompts[rows.response], accumulator.add(rows))
             num_entries += len(rows.keys)
             bar.update()
     summary = accumulator.summary()
@@ -118,6 +128,9 @@ def _inspect_cache(path: Path) -> None:
     )
     echo("\nwith the default rho, min-run and credit:\n")
     print_table(calibration_lines(summary, reader.meta.row_tokens))
+    if summary.num_responses:
+        echo()
+        print_diagnostics(diagnose(builder.build()))
     # Last, so that everything that is there has been shown.
     reader.check_complete()
 

@@ -37,9 +37,9 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def path_option(metavar: str, help: str) -> Any:  # noqa: A002 - typer's own word
-    """Declare a flag that takes a path."""
-    return typer.Option(metavar=metavar, parser=_path, help=help, show_default=False)
+def path_option(metavar: str, help: str, *names: str) -> Any:  # noqa: A002 - typer's own word
+    """Declare a flag that takes a path; ``names`` where it is not called like its argument."""
+    return typer.Option(*names, metavar=metavar, parser=_path, help=help, show_default=False)
 
 
 MODEL_HELP = "A model's folder, or its name on the Hugging Face hub."
@@ -54,6 +54,9 @@ OptionalPrompts = Annotated[Path | None, path_option("FILE", PROMPTS_HELP)]
 Responses = Annotated[Path, path_option("FILE", RESPONSES_HELP)]
 Weights = Annotated[Path, path_option("WEIGHTS", "The weights file to score with.")]
 WeightsOut = Annotated[Path, path_option("WEIGHTS", "The weights file to write.")]
+JsonOut = Annotated[
+    Path | None, path_option("FILE", "Write the summary and the diagnostics to this file too, as JSON.", "--json")
+]
 ScoresOut = Annotated[Path, path_option("FILE", "The JSON lines file to write.")]
 Cache = Annotated[Path, path_option("DIR", "The activation cache: a new directory, or one to go on with.")]
 OptionalCache = Annotated[
@@ -72,7 +75,31 @@ DemoOut = Annotated[
 Inspected = Annotated[
     Path, typer.Argument(metavar="PATH", parser=_path, help="A weights file, or the directory of a cache.")
 ]
-Samples = Annotated[int, typer.Option(min=1, metavar="N", help="Responses for each prompt.")]
+Reported = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH", parser=_path, help="The directory of a cache or of a comparison, or a weights file."
+    ),
+]
+PageOut = Annotated[Path, path_option("FILE.html", "The page to write; pictures get its name and one of their own.")]
+OptionalWeights = Annotated[
+    Path | None,
+    path_option("WEIGHTS", "Score by these weights; by default a cache is scored by those that it gives itself."),
+]
+TokenizerFolder = Annotated[
+    Path | None,
+    path_option("DIR", "Folder with the model's tokenizer.json; by default the model's own, where it is here."),
+]
+ShownResponses = Annotated[int, typer.Option(min=0, metavar="N", help="Responses on the page, at most.")]
+Samples = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Responses for each prompt. One makes the calibration a lottery, which chooses otherwise when it is "
+        "repeated, and the diagnostics that would say so need at least two.",
+    ),
+]
 TopK = Annotated[int, typer.Option(min=1, metavar="K", help="Neurons kept per token, over all layers together.")]
 RowTokens = Annotated[int, typer.Option(min=1, metavar="W", help="Response tokens per row.")]
 Part = Annotated[
@@ -108,6 +135,109 @@ Seed = Annotated[
 Credit = Annotated[CreditName, typer.Option(help="Credit the neurons first seen in an exploring run, or all active.")]
 Rho = Annotated[float, typer.Option(metavar="P", help="Probability of staying in a state in the segmentation.")]
 MinRun = Annotated[int, typer.Option(min=1, metavar="N", help="Shortest run of rows that the segmentation keeps.")]
+Compared = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|CANDIDATES", help="A model to sample from, or the candidates.parquet of an earlier comparison."
+    ),
+]
+Problems = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="JSON lines with `prompt` or `messages`, and optionally `answer` and a unique `id`; or a local copy of "
+        "AIME, GPQA, MATH-500, GSM8K, HMMT or BRUMO (.parquet, .jsonl, .csv or a folder), or hub:NAME (hub:aime24).",
+        show_default=False,
+    ),
+]
+ComparisonOut = Annotated[
+    Path | None,
+    path_option("DIR", "Where candidates and outcome go; a directory to go on with after an interruption."),
+]
+ComparedWeights = Annotated[Path | None, path_option("WEIGHTS", "The weights file that scores are from.")]
+ComparedCalibration = Annotated[
+    Path | None,
+    path_option(
+        "CACHE",
+        "The activation cache of a calibration, for diagnostics and intervals; and for weights, without --weights.",
+    ),
+]
+Candidates = Annotated[int, typer.Option("-n", metavar="N", help="Candidates for each problem.")]
+Grader = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GRADER",
+        help="exact, numeric, choice, math, or FILE.py:FUNCTION with a function (response, answer) -> bool of yours; "
+        "by default what suits the answers.",
+        show_default=False,
+    ),
+]
+Extract = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="How answers are taken from responses: boxed, last_number, choice, line:PREFIX or pattern:RE; by default "
+        "what suits the grader.",
+        show_default=False,
+    ),
+]
+Selectors = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Selectors to compare; by default all that can be applied.", show_default=False),
+]
+SelectorFile = Annotated[Path | None, path_option("FILE", "What `learned` chooses by: a selector.json of `fit`.")]
+RecordedTopK = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="K", help="Neurons kept per token; by default those of the weights, or 2000.", show_default=False
+    ),
+]
+RecordedRowTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="W", help="Tokens per row; by default those of the weights, or 32.", show_default=False
+    ),
+]
+CandidatesFile = Annotated[
+    Path, typer.Argument(metavar="CANDIDATES", parser=_path, help="The candidates.parquet of a graded comparison.")
+]
+SelectorOut = Annotated[Path, path_option("FILE", "The selector.json to write.")]
+SweptCache = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CACHE",
+        parser=_path,
+        help="An activation cache; one recorded with --row-tokens 1 and a large --top-k leaves most to sweep over.",
+    ),
+]
+Over = Annotated[
+    list[str],
+    typer.Option(
+        metavar="OPTION=V1,V2",
+        help="Values of top_k, row_tokens, rho, min_run, credit, samples or first_cycle (in or out). May be given "
+        "several times: one option is changed at a time, the others stay.",
+    ),
+]
+SweptCandidates = Annotated[
+    Path | None,
+    path_option(
+        "FILE", "Graded candidates to choose among: the candidates.parquet in the directory of `compare`, for accuracy."
+    ),
+]
+SweepOut = Annotated[Path | None, path_option("DIR", "Write sweep.json and sweep.png to this directory.")]
+BaseTopK = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="K", help="Where top_k stays; by default as recorded.", show_default=False),
+]
+BaseRowTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="W",
+        help="Where row_tokens stays; by default as recorded, or 32 where rows of one token were.",
+        show_default=False,
+    ),
+]
 AcceptOtherModel = Annotated[
     bool,
     typer.Option(

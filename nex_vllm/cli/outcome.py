@@ -16,7 +16,7 @@ from nex_vllm.errors import InputError, NexError
 
 OK, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = ("calibrate", "record", "score", "inspect", "demo")
+COMMANDS = ("calibrate", "record", "score", "compare", "fit", "sweep", "inspect", "report", "demo")
 
 DEBUG_VARIABLE = "NEX_VLLM_TRACEBACK"
 """Set to anything, it lets an unexpected error through with its traceback."""

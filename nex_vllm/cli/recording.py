@@ -64,7 +64,7 @@ class RecordingPlan:
         if self.temperature == 0 and self.samples > 1:
             raise InputError(
                 f"--temperature 0 gives the same response every time, so --samples {self.samples} would record it "
-                f"{self.samples} times; leave --samples at 1 or raise --temperature"
+                f"{self.samples} times; give --samples 1, or raise --temperature"
             )
 
 
@@ -149,15 +149,23 @@ def cache_meta(plan: RecordingPlan, inputs: RecordingInputs) -> CacheMeta:
     )
 
 
-def record_into_cache(plan: RecordingPlan, directory: Path) -> int:
+def record_into_cache(
+    plan: RecordingPlan, directory: Path, inputs: RecordingInputs | None = None, *, signals: bool = False
+) -> int:
     """Bring a cache to where it has every response that is wanted; return how many were sampled for that.
+
+    Args:
+        plan: how to sample and record.
+        directory: the cache.
+        inputs: what the plan names, where it was read before.
+        signals: whether the signals that a choice can be made by are kept with each response.
 
     Raises:
         InputError: prompts, model, flags or cache are unusable; found before the engine starts, a prompt that is too
             long excepted.
         InterruptedRunError: Ctrl-C; what had ended is in the cache.
     """
-    inputs = read_inputs(plan)
+    inputs = read_inputs(plan) if inputs is None else inputs
     wanted = inputs.wanted
     writer = None
     with _removed_if_empty(directory):
@@ -170,7 +178,7 @@ def record_into_cache(plan: RecordingPlan, directory: Path) -> int:
                     rest = f"; recording the other {len(missing)}" if missing else ""
                     echo(f"{num_before} of {len(wanted)} responses are in {directory} already{rest}", err=True)
                 if missing:
-                    sample(plan, replace(inputs, wanted=missing), writer, num_before=num_before)
+                    sample(plan, replace(inputs, wanted=missing), writer, num_before=num_before, signals=signals)
         except (InterruptedRunError, KeyboardInterrupt):
             kept = 0 if writer is None else sum(response.id in writer.finished for response in wanted)
             if not kept:
@@ -182,7 +190,9 @@ def record_into_cache(plan: RecordingPlan, directory: Path) -> int:
     return len(missing)
 
 
-def sample(plan: RecordingPlan, inputs: RecordingInputs, sink: ResponseSink, *, num_before: int = 0) -> None:
+def sample(
+    plan: RecordingPlan, inputs: RecordingInputs, sink: ResponseSink, *, num_before: int = 0, signals: bool = False
+) -> None:
     """Start an engine, sample the responses, and give each to ``sink`` when it ends.
 
     Raises:
@@ -204,7 +214,7 @@ def sample(plan: RecordingPlan, inputs: RecordingInputs, sink: ResponseSink, *, 
         Session(inputs.model, settings, verbose=plan.verbose, **inputs.engine_options) as session,
         progress_bar(num_before + len(inputs.wanted), "response", done=num_before) as bar,
     ):
-        for result in session.run(_requests(plan, session, inputs.wanted)):
+        for result in session.run(_requests(plan, session, inputs.wanted, signals=signals)):
             sink.add(*_cached_response(result))
             bar.update()
 
@@ -216,7 +226,9 @@ def run_record(plan: RecordingPlan, directory: Path) -> None:
     echo(f"next: nex-vllm calibrate --from-cache {shlex.quote(str(directory))} --out weights.safetensors")
 
 
-def _requests(plan: RecordingPlan, session: Session, wanted: list[WantedResponse]) -> list[EngineRequest]:
+def _requests(
+    plan: RecordingPlan, session: Session, wanted: list[WantedResponse], *, signals: bool
+) -> list[EngineRequest]:
     from nex_vllm import SamplingParams
     from nex_vllm.plugin.offline import RequestOutputKind
 
@@ -234,6 +246,7 @@ def _requests(plan: RecordingPlan, session: Session, wanted: list[WantedResponse
                 max_tokens=min(plan.max_tokens or session.context, session.context - len(ids)),
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 nex_return_rows=True,
+                nex_return_signals=signals,
             ),
         )
         for response in wanted
@@ -272,6 +285,8 @@ def _cached_response(result: EngineResult) -> tuple[CachedResponse, ResponseRows
         finish_reason=candidate.finish_reason,
         prompt=wanted.prompt.prompt,
         messages=wanted.prompt.messages,
+        prompt_id=wanted.prompt.id,
+        signals=candidate.signals,
         num_scored_tokens=candidate.num_scored_tokens,
     )
     return response, rows

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 from typer import echo
 
 if TYPE_CHECKING:
     from nex_vllm.algorithm.summary import CalibrationSummary
+    from nex_vllm.storage import Diagnostics
 
 Line = tuple[str, ...]
+
+SCORE_DIGITS = 6
+"""Scores live close under 1, and the candidates of a prompt may differ in the fourth decimal."""
+
+_WIDTH = 100
 
 
 def progress_bar(total: int, unit: str, *, done: int = 0) -> Any:
@@ -22,12 +29,13 @@ def progress_bar(total: int, unit: str, *, done: int = 0) -> Any:
     return tqdm(total=total, initial=done, unit=unit, file=sys.stderr, mininterval=interval, dynamic_ncols=True)
 
 
-def print_table(lines: Sequence[Line], *, right_aligned: int | None = 1) -> None:
-    """Print lines of cells in columns, aligned left except for one."""
+def print_table(lines: Sequence[Line], *, right_aligned: int | Container[int] | None = 1) -> None:
+    """Print lines of cells in columns, aligned left except for those named."""
+    aligned = right_aligned if isinstance(right_aligned, Container) else (right_aligned,)
     widths = [max(len(line[column]) for line in lines if len(line) > column) for column in range(max(map(len, lines)))]
     for line in lines:
         cells = (
-            cell.rjust(width) if column == right_aligned else cell.ljust(width)
+            cell.rjust(width) if column in aligned else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=False))
         )
         echo("   ".join(cells).rstrip())
@@ -81,3 +89,39 @@ def calibration_lines(summary: CalibrationSummary, row_tokens: int) -> list[Line
         ("mean entropy of X rows, nats", format_decimal(summary.exploit_entropy), "0.177"),
         ("rank correlation of entropy, novelty", format_decimal(summary.entropy_novelty_correlation, 2), "0.43"),
     ]
+
+
+def print_diagnostics(diagnostics: Diagnostics) -> None:
+    """Print each diagnostic with its value and what it means, then a sentence for each warning."""
+    from nex_vllm.evaluation.diagnostics import MEANINGS
+
+    counts = [f"{diagnostics.num_responses} responses to {diagnostics.num_prompts} prompts"]
+    if diagnostics.num_too_short:
+        counts.append(f"{diagnostics.num_too_short} of them too short to segment")
+    echo(f"diagnostics, which need no labels ({', '.join(counts)}):\n")
+    lines: list[Line] = []
+    name_width = max(map(len, MEANINGS))
+    for name, meaning in MEANINGS.items():
+        value: float | None = getattr(diagnostics, name)
+        is_warned = any(warning.startswith(f"{name} is ") for warning in diagnostics.warnings)
+        cells = (name, format_diagnostic(name, value), "warning" if is_warned else "")
+        wrapped = textwrap.wrap(meaning, _WIDTH - name_width - 27)
+        lines += [(*(cells if row == 0 else ("", "", "")), words) for row, words in enumerate(wrapped)]
+    print_table(lines)
+    for warning in diagnostics.warnings:
+        echo()
+        print_paragraph(f"warning: {warning}")
+
+
+def print_paragraph(text: str) -> None:
+    """Print text in lines of at most 100 characters."""
+    echo(textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False))
+
+
+def format_diagnostic(name: str, value: float | None) -> str:
+    """Return a diagnostic's value with the digits that matter, ``-`` for one that could not be told."""
+    if value is None:
+        return "-"
+    if name in {"score_spread", "score_noise"}:
+        return f"{value:.{SCORE_DIGITS}f}"
+    return f"{value:+.3f}" if name == "score_length_correlation" else f"{value:.3f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from nex_vllm.algorithm.scores import model_score
 from nex_vllm.cli.engine_options import REFUSED_BY_SCORE, parse_engine_options
 from nex_vllm.cli.model import ModelFacts, find_model
 from nex_vllm.cli.outcome import InterruptedRunError
-from nex_vllm.cli.report import format_decimal, progress_bar
+from nex_vllm.cli.report import SCORE_DIGITS, format_decimal, progress_bar
 from nex_vllm.cli.session import EngineRequest, EngineResult, Session
 from nex_vllm.errors import NexError
 from nex_vllm.storage import (
@@ -99,8 +99,8 @@ def run_score(plan: ScoringPlan) -> None:
     if not scores:
         raise NexError(f"no response could be scored; see the `error` of each line in {plan.out}")
     echo(
-        f"mean score {format_decimal(model_score(scores), 4)} over {len(scores)} responses (the model's score on these "
-        "prompts)"
+        f"mean score {format_decimal(model_score(scores), SCORE_DIGITS)} over {len(scores)} responses (the model's "
+        "score on these prompts)"
     )
     echo(f"wrote {plan.out}")
 
@@ -108,20 +108,15 @@ def run_score(plan: ScoringPlan) -> None:
 def _scored(
     plan: ScoringPlan, model: ModelFacts, responses: list[GivenResponse], engine_options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    max_tokens = batch_tokens(model)
-    settings: dict[str, Any] = {"weights": str(plan.weights), "teacher_forced": True}
-    if plan.accept_other_model:
-        settings["accept_other_model"] = True
-    options = {
-        "max_num_seqs": min(64, max_tokens),
-        **engine_options,
-        "max_model_len": _room_for_full_context(model, engine_options),
-        "max_num_batched_tokens": max_tokens,
-        "enable_chunked_prefill": True,
-    }
     results: dict[int, dict[str, Any]] = {}
     with (
-        Session(model, settings, verbose=plan.verbose, **options) as session,
+        forced_session(
+            model,
+            plan.weights,
+            engine_options,
+            accept_other_model=plan.accept_other_model,
+            verbose=plan.verbose,
+        ) as session,
         progress_bar(len(responses), "response") as bar,
     ):
         for result in session.run(_requests(session, responses, results, bar)):
@@ -130,12 +125,38 @@ def _scored(
     return [results[index] for index in range(len(responses))]
 
 
+def forced_session(
+    model: ModelFacts,
+    weights: Path,
+    engine_options: Mapping[str, Any],
+    *,
+    accept_other_model: bool = False,
+    verbose: bool = False,
+) -> Session:
+    """Start an engine that scores given responses with these weights.
+
+    Raises:
+        InputError: the weights do not fit the model.
+        NexError: the engine did not start.
+    """
+    max_tokens = batch_tokens(model)
+    settings: dict[str, Any] = {"weights": str(weights), "teacher_forced": True}
+    if accept_other_model:
+        settings["accept_other_model"] = True
+    options = {
+        "max_num_seqs": min(64, max_tokens),
+        **engine_options,
+        "max_model_len": _room_for_full_context(model, engine_options),
+        "max_num_batched_tokens": max_tokens,
+        "enable_chunked_prefill": True,
+    }
+    return Session(model, settings, verbose=verbose, **options)
+
+
 def _requests(
     session: Session, responses: list[GivenResponse], results: dict[int, dict[str, Any]], bar: Any
 ) -> Iterator[EngineRequest]:
     """Yield a request for each response that can be scored, and note in ``results`` why another cannot."""
-    from nex_vllm import SamplingParams
-
     for index, response in enumerate(responses):
         try:
             prompt = session.prompt_tokens(response)
@@ -145,10 +166,7 @@ def _requests(
         else:
             num_tokens = len(prompt) + len(given or ())
             if prompt and given and num_tokens < session.context:
-                params = SamplingParams(
-                    max_tokens=1, temperature=0.0, detokenize=False, nex_select=True, nex_response_start=len(prompt)
-                )
-                yield EngineRequest(index, [*prompt, *given], params)
+                yield forced_request(index, prompt, given)
                 continue
             problem = "the response is empty" if not given else "the prompt is empty"
             if prompt and given:
@@ -158,6 +176,16 @@ def _requests(
                 )
         results[index] = {"score": None, "error": problem}
         bar.update()
+
+
+def forced_request(tag: Any, prompt: Sequence[int], response: Sequence[int]) -> EngineRequest:
+    """Ask for the score of a given response: the engine reads it behind its prompt, and samples one token to drop."""
+    from nex_vllm import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=1, temperature=0.0, detokenize=False, nex_select=True, nex_response_start=len(prompt)
+    )
+    return EngineRequest(tag, [*prompt, *response], params)
 
 
 def _scores(result: EngineResult) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from nex_vllm.storage import (
     WeightsFile,
     check_fits,
     check_selector_fits,
+    decode_diagnostics,
     load_selector,
     load_weights,
     model_fingerprint,
@@ -219,6 +221,7 @@ def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
     )
     if file is not None and path is not None:
         _check_weights(file, path, resolved, config)
+        _log_diagnostics(file, path)
     if selector is not None and selector_path is not None:
         _check_selector(selector, selector_path, resolved)
     return resolved
@@ -245,6 +248,17 @@ def _check_selector(file: SelectorFile, path: Path, settings: ResolvedSettings) 
             f"{path} chooses by the model's own log-probabilities among others, but this engine was started with "
             f"--logprobs-mode {settings.logprobs_mode}; start it with {OWN_LOGPROBS}."
         )
+
+
+def _log_diagnostics(file: WeightsFile, path: Path) -> None:
+    """Say in the log what the calibration said about itself; nothing where the file does not tell."""
+    if file.meta.diagnostics is None:
+        return
+    diagnostics = decode_diagnostics(file.meta.diagnostics, f"{path}: metadata `diagnostics`")
+    numbers = [f"{name} {value:.4g}" for name, value in asdict(diagnostics).items() if isinstance(value, (int, float))]
+    logger.info("The weights %s were calibrated with: %s.", path, ", ".join(numbers))
+    if diagnostics.warnings:
+        logger.warning("The calibration of %s warns: %s.", path, "; ".join(diagnostics.warnings))
 
 
 def _check_weights(file: WeightsFile, path: Path, settings: ResolvedSettings, config: Any) -> None:

@@ -69,6 +69,15 @@ def sync_directory(directory: StrPath) -> None:
         os.close(descriptor)
 
 
+def refuse_output_inside(path: StrPath, source: StrPath) -> None:
+    """Raise `InputError` for an output that is the file ``source``, also by a link, or lies in that directory."""
+    target, read = Path(path), Path(source)
+    is_same = target.exists() and read.exists() and target.samefile(read)
+    if is_same or target.resolve().is_relative_to(read.resolve()):
+        where = "inside" if read.is_dir() else "the file"
+        raise InputError(f"the output {path} is {where} {source}, which is read; give a path outside of what is read")
+
+
 def check_writable_output(path: StrPath, force: bool = False, source: StrPath | None = None) -> None:
     """Refuse an output path that could not be written at the end, before the long work that leads there.
 
@@ -79,8 +88,8 @@ def check_writable_output(path: StrPath, force: bool = False, source: StrPath | 
         raise InputError(f"the output is {os.fspath(path)!r}, expected a file; standard output is not written to")
     target, remedy = Path(path), "give a path in a directory that exists and that you can write to"
     with as_input_error(f"the output {path} cannot be written", remedy, ValueError):
-        if source is not None and _is_inside(target, Path(source)):
-            raise InputError(f"the output {path} is {source}, which is read, or in it; give a path outside of it")
+        if source is not None:
+            refuse_output_inside(path, source)
         if target.exists() and not (force and target.is_file()):
             kind = "already exists" if target.is_file() else "is a directory" if target.is_dir() else "is not a file"
             advice = ", or --force to replace it" if target.is_file() else ""
@@ -89,12 +98,6 @@ def check_writable_output(path: StrPath, force: bool = False, source: StrPath | 
         probe = _temporary(path)
         probe.open("xb").close()
         probe.unlink()
-
-
-def _is_inside(target: Path, source: Path) -> bool:
-    """Return whether the target is the source, also by a link, or lies in that directory."""
-    is_same = target.exists() and source.exists() and target.samefile(source)
-    return is_same or target.resolve().is_relative_to(source.resolve())
 
 
 def _temporary(path: StrPath) -> Path:

@@ -41,7 +41,9 @@ class CachedResponse:
     """One finished response, a line of ``responses.jsonl``; a foreign cache may lack all but the ``id``.
 
     There is one token id for each recorded position; in a cache of reasoning, only the first ``num_scored_tokens`` of
-    them were recorded. The prompt was text (``prompt``) or a chat (``messages``).
+    them were recorded. The prompt was text (``prompt``) or a chat (``messages``);
+    ``prompt_id`` is the same for all responses to one prompt, and caches of earlier versions lack it.
+    ``signals`` are numbers of this response that a choice can be made by, of a recording for a comparison.
     """
 
     id: Text
@@ -50,6 +52,8 @@ class CachedResponse:
     finish_reason: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    prompt_id: Text | None = None
+    signals: dict[str, float | None] | None = None
     num_scored_tokens: Annotated[int, Meta(ge=1)] | None = None
 
     def __post_init__(self) -> None:

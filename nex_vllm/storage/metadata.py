@@ -47,7 +47,10 @@ class CacheMeta(RecordingMeta):
 
 @dataclass(frozen=True, slots=True)
 class WeightsMeta(RecordingMeta):
-    """Where weights come from: settings of the segmentation, what was learned from, and the program that wrote them."""
+    """Where weights come from: settings of the segmentation, what was learned from, and the program that wrote them.
+
+    ``diagnostics`` is the JSON text of `Diagnostics`; files of earlier versions and of other programs may lack it.
+    """
 
     rho: Annotated[float, Meta(gt=0, lt=1)]
     min_run: Annotated[int, Meta(ge=1, le=MAX_ROW_TOKENS)]
@@ -55,3 +58,4 @@ class WeightsMeta(RecordingMeta):
     num_responses: Count
     num_cycles: Count
     created_with: str
+    diagnostics: str | None = None

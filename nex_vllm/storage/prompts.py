@@ -1,4 +1,4 @@
-"""The files of prompts and responses that a user gives: JSON lines, checked before any model is loaded."""
+"""The files of prompts, problems and responses that a user gives: JSON lines, checked before any model is loaded."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ class Prompt(Struct, frozen=True):
         _require_one("prompt", self.prompt, "messages", self.messages)
 
 
+class Problem(Prompt, frozen=True):
+    """One line of a problems file: a prompt, and its right answer where it is known."""
+
+    answer: Text | None = None
+
+
 class GivenResponse(Prompt, frozen=True):
     """One line of a responses file: a prompt, and either `response` (here ``text``) or `response_token_ids`."""
 
@@ -51,15 +57,12 @@ P = TypeVar("P", bound=Prompt)
 
 def read_prompts(path: StrPath) -> list[Prompt]:
     """Read a prompts file, whose ids are unique, or raise `InputError` that names the file and the line."""
-    prompts = _read(path, "a prompts file", Prompt)
-    first_use: dict[str, int] = {}
-    for prompt in prompts:
-        earlier = first_use.setdefault(prompt.id, prompt.line)
-        if earlier != prompt.line:
-            problem = f"id {abbreviate(prompt.id)} is already used on line {earlier}"
-            remedy = "(a line without `id` has its line number); give each prompt an id of its own"
-            raise InputError(f"{path}:{prompt.line}: {problem} {remedy}")
-    return prompts
+    return _with_own_ids(_read(path, "a prompts file", Prompt), path)
+
+
+def read_problems(path: StrPath) -> list[Problem]:
+    """Read a problems file as :func:`read_prompts` does."""
+    return _with_own_ids(_read(path, "a problems file", Problem), path)
 
 
 def read_responses(path: StrPath) -> list[GivenResponse]:
@@ -90,6 +93,19 @@ def _read(path: StrPath, what: str, kind: type[P]) -> list[P]:
     if not found:
         raise InputError(f"{path} is empty, expected {what} with one JSON object per line")
     return found
+
+
+def _with_own_ids(prompts: list[P], path: StrPath) -> list[P]:
+    """Return the prompts, or raise `InputError` where two share an id."""
+    first_use: dict[str, int] = {}
+    for prompt in prompts:
+        earlier = first_use.setdefault(prompt.id, prompt.line)
+        if earlier != prompt.line:
+            raise InputError(
+                f"{path}:{prompt.line}: id {abbreviate(prompt.id)} is already used on line {earlier} (a line without "
+                "`id` has its line number); give each prompt an id of its own"
+            )
+    return prompts
 
 
 class _Message(Struct):

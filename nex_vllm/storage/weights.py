@@ -44,7 +44,8 @@ def save_weights(path: StrPath, file: WeightsFile, force: bool = False) -> None:
     """
     check_writable_output(path, force)
     where = f"the weights for {path}"
-    strings = {"format": WEIGHTS_FORMAT, **{name: str(value) for name, value in asdict(file.meta).items()}}
+    stated = {name: str(value) for name, value in asdict(file.meta).items() if value is not None}
+    strings = {"format": WEIGHTS_FORMAT, **stated}
     convert(strings, WeightsMeta, where, strict=False)
     _check_arrays(file, where)
     keys, weights = np.ascontiguousarray(file.keys), np.ascontiguousarray(file.weights)

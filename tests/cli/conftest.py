@@ -31,7 +31,7 @@ class Outcome:
 
 Run = Callable[..., Outcome]
 
-NUM_CALIBRATION = 16
+NUM_CALIBRATION, SAMPLES = 5, 4
 NEX_VLLM = [sys.executable, "-m", "nex_vllm.cli"]
 
 
@@ -107,7 +107,7 @@ def model(example: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prompts(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prompts(countdown: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a prompts file of ten problems."""
-    lines = read_lines(example / "calibration.jsonl")[:10]
+    lines = read_lines(countdown / "calibration.jsonl")[:10]
     return write_lines(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", lines)

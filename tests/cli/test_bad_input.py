@@ -145,7 +145,7 @@ def test_cache_recorded_otherwise(run: Run, model: Path, prompts: Path, tmp_path
 
 
 def test_cache_of_another_model_or_other_prompts(run: Run, model: Path, prompts: Path, tmp_path: Path) -> None:
-    flags = ["--top-k", "24", "--row-tokens", "8", "--prompts", prompts]
+    flags = ["--samples", "1", "--top-k", "24", "--row-tokens", "8", "--prompts", prompts]
     foreign = write_cache(tmp_path / "foreign", [recorded_rows("a", 1)])
     refused(run("record", model, "--cache", foreign, *flags), foreign, "model_fingerprint", "0" * 32)
     fingerprint = model_fingerprint(model)
@@ -159,7 +159,7 @@ def test_same_cache_with_another_number_of_samples(run: Run, model: Path, tmp_pa
     prompts = write_lines(tmp_path / "p.jsonl", [{"id": "a", "prompt": "prompt of a"}])
     flags = ["--top-k", "24", "--row-tokens", "8", "--prompts", prompts, "--cache", cache]
     refused(run("record", model, *flags, "--samples", 2), "--samples")
-    again = run("record", model, *flags)
+    again = run("record", model, *flags, "--samples", 1)
     assert again.status == 0
     assert again.err == f"1 of 1 responses are in {cache} already\n"
     assert "0 of them new" in again.out
@@ -266,11 +266,12 @@ UNUSABLE_FLAGS = {
     "sampling_from_cache": (["calibrate", "--from-cache", "c", "--out", "w", "--top-k", "5"], "--top-k"),
     "engine_from_cache": (["calibrate", "--from-cache", "c", "--out", "w", "--", "--dtype", "x"], "engine option"),
     "samples": (["record", "m", "--prompts", "p", "--cache", "c", "--samples", "0"], "--samples"),
-    "greedy": (["record", "m", "--prompts", "p", "--cache", "c", "--samples", "2", "--temperature", "0"], "--samples"),
+    "greedy": (["record", "m", "--prompts", "p", "--cache", "c", "--temperature", "0"], "give --samples 1"),
     "top_p": (["record", "m", "--prompts", "p", "--cache", "c", "--top-p", "0"], "--top-p"),
     "row_tokens": (["record", "m", "--prompts", "p", "--cache", "c", "--row-tokens", "x"], "--row-tokens"),
     "rho_of_one": (["calibrate", "--from-cache", "c", "--out", "w", "--rho", "1"], "--rho"),
     "rho_of_next_to_nothing": (["calibrate", "--from-cache", "c", "--out", "w", "--rho", "1e-300"], "--rho"),
+    "json_is_out": (["calibrate", "--from-cache", "c", "--out", "w", "--json", "./w"], "--json"),
     "credit": (["calibrate", "--from-cache", "c", "--out", "w", "--credit", "some"], "--credit"),
     "standard_output": (["calibrate", "--from-cache", "c", "--out", "-"], "--out"),
     "empty_path": (["inspect", ""], "PATH"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shlex
 import signal
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +15,15 @@ from typing import Any
 import pytest
 
 from nex_vllm.cli import calibration, recording, session
+from nex_vllm.cli.report import format_diagnostic
 from nex_vllm.cli.session import EngineRequest
-from nex_vllm.storage import CacheReader, load_weights
+from nex_vllm.evaluation.diagnostics import MEANINGS
+from nex_vllm.storage import CacheReader, Diagnostics, decode_diagnostics, load_weights, save_weights
 from tests.cli.conftest import Run, write_lines
 from tests.cli.recorded import ROW_TOKENS, TOP_K, recorded_rows, write_cache
 
 NUM_PROMPTS = 12
-FLAGS = ["--top-k", TOP_K, "--row-tokens", ROW_TOKENS]
+FLAGS = ["--samples", 1, "--top-k", TOP_K, "--row-tokens", ROW_TOKENS]
 
 
 class FakeEngine:
@@ -58,6 +62,7 @@ class FakeEngine:
             token_ids=[5] * rows.num_tokens,
             text=f"text {params.seed}",
             finish_reason="stop",
+            signals={"logprob": -0.5 - params.seed % 5} if params.extra_args.get("nex_return_signals") else None,
             num_scored_tokens=rows.num_tokens,
         )
         return [SimpleNamespace(request_id=request_id, finished=True, nex=SimpleNamespace(candidates=[candidate]))]
@@ -83,7 +88,7 @@ class FakeSession(session.Session):
 
 
 def requested(token_ids: list[int]) -> EngineRequest:
-    return EngineRequest("subject", token_ids, SimpleNamespace(seed=1))
+    return EngineRequest("subject", token_ids, SimpleNamespace(seed=1, extra_args={}))
 
 
 @pytest.fixture
@@ -107,11 +112,77 @@ def content(path: Path) -> bytes:
 
 def test_one_go_equals_recording_first(run: Run, fake: type[FakeSession], given: list[object], tmp_path: Path) -> None:
     direct, through, later = (tmp_path / name for name in ("direct", "through", "later"))
+    given = [*given, "--samples", 3]
     assert run("calibrate", *given, "--out", direct).status == 0
     assert run("calibrate", *given, "--out", through, "--cache", tmp_path / "cache").status == 0
     assert run("calibrate", "--from-cache", tmp_path / "cache", "--out", later).status == 0
     assert content(direct) == content(through) == content(later)
     assert load_weights(direct).meta == load_weights(through).meta == load_weights(later).meta
+    assert diagnostics_of(direct).samples == 3
+
+
+def diagnostics_of(path: Path) -> Diagnostics:
+    text = load_weights(path).meta.diagnostics
+    assert text is not None
+    return decode_diagnostics(text, str(path))
+
+
+def test_four_samples_of_each_prompt_are_the_default_and_their_prompt_is_kept(
+    run: Run, fake: type[FakeSession], model: Path, tmp_path: Path
+) -> None:
+    prompts = write_lines(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x"}, {"prompt": "xx"}])
+    flags = [model, "--prompts", prompts, *FLAGS[2:], "--cache", tmp_path / "cache"]
+    assert run("record", *flags).status == 0
+    found = {response.id: response.prompt_id for response in CacheReader(tmp_path / "cache").responses()}
+    assert found == {f"{prompt}-{k}": prompt for prompt in ("a", "2") for k in range(4)}
+    again = run("record", *flags, "--samples", 4)
+    assert "8 of 8 responses are in" in again.err
+    refusal = run("record", *flags, "--samples", 1)
+    assert refusal.status == 2
+    assert "recorded with another --samples" in refusal.err
+
+
+def test_diagnostics_are_printed_kept_and_written(
+    run: Run, fake: type[FakeSession], given: list[object], tmp_path: Path
+) -> None:
+    """By the calibration, by `inspect` of its weights, and by `inspect` of the cache that they come from."""
+    weights, cache, summary = tmp_path / "w", tmp_path / "cache", tmp_path / "summary.json"
+    flags = ["--samples", 4, "--cache", cache, "--out", weights, "--json", summary]
+    done = run("calibrate", *given, *flags)
+    assert done.status == 0
+    found = diagnostics_of(weights)
+    assert (found.num_prompts, found.num_responses, found.samples) == (NUM_PROMPTS, 4 * NUM_PROMPTS, 4)
+    assert found.split_half_agreement is not None
+    written = json.loads(summary.read_text())
+    assert written["diagnostics"] == found.to_json()
+    assert written["summary"]["num_responses"] == 4 * NUM_PROMPTS
+    # The responses are drawn at random: nothing can be chosen by them, and the two halves choose differently.
+    assert found.split_half_agreement < 0.625
+    assert any(warning.startswith("split_half_agreement is ") for warning in found.warnings)
+    printed = done.out.partition("diagnostics, which need no labels")[2].partition("neurons have a weight")[0]
+    printed = printed.rpartition("\n\n")[0]
+    for name in MEANINGS:
+        (line,) = (line for line in printed.splitlines() if line.startswith(f"{name} "))
+        value = getattr(found, name)
+        assert line.split()[1] == ("-" if value is None else format_diagnostic(name, value))
+        assert ("warning" in line.split()) == any(warning.startswith(f"{name} is") for warning in found.warnings)
+    assert all(warning in " ".join(printed.split()) for warning in found.warnings)
+    for path in (weights, cache):
+        inspected = run("inspect", path)
+        assert inspected.status == 0
+        assert printed.strip() in inspected.out
+        assert max(map(len, inspected.out.splitlines()[3:])) <= 100
+
+
+def test_weights_without_diagnostics_say_so_and_unreadable_ones_are_named(run: Run, tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", [recorded_rows(f"r{n}", n) for n in range(3)])
+    assert run("calibrate", "--from-cache", cache, "--out", tmp_path / "w").status == 0
+    file = load_weights(tmp_path / "w")
+    for text, status, words in ((None, 0, "no diagnostics: "), ("none", 2, "w: metadata `diagnostics`: expected")):
+        save_weights(tmp_path / "w", replace(file, meta=replace(file.meta, diagnostics=text)), force=True)
+        done = run("inspect", tmp_path / "w")
+        assert done.status == status
+        assert words in done.out + done.err
 
 
 def test_order_of_the_responses_does_not_change_a_byte_of_the_weights(run: Run, tmp_path: Path) -> None:
@@ -238,7 +309,7 @@ def test_inspect_says_what_is_in_weights_and_cache(run: Run, tmp_path: Path) -> 
     assert "--nex-accept-other-model" in lines[1]
     for words in ("credit introduced", f"with a weight {len(file.keys)} ", "row_tokens 8", "num_responses 3"):
         assert words in " ".join(" ".join(lines).split()), words
-    assert lines[-4].split()[:2] == ["0", str(int((file.keys < 1 << 16).sum()))]
+    assert ["0", str(int((file.keys < 1 << 16).sum()))] in [line.split()[:2] for line in lines]
     done = run("inspect", cache)
     assert done.status == 0
     words = " ".join(done.out.split())

@@ -15,8 +15,8 @@ import pytest
 
 from nex_vllm.algorithm import NeuronWeights, weighted_masses
 from nex_vllm.errors import InputError
-from nex_vllm.storage import CacheReader, load_weights
-from tests.cli.conftest import NEX_VLLM, NUM_CALIBRATION, Command, command_environment, read_lines, write_lines
+from nex_vllm.storage import CacheReader, decode_diagnostics, load_weights
+from tests.cli.conftest import NEX_VLLM, NUM_CALIBRATION, SAMPLES, Command, command_environment, read_lines, write_lines
 
 pytestmark = pytest.mark.engine
 
@@ -82,10 +82,13 @@ def test_vllm_does_not_drown_the_output(demo: tuple[Path, subprocess.CompletedPr
 def test_calibration_in_one_go_equals_from_cache(
     demo: tuple[Path, subprocess.CompletedProcess[str]], nex_vllm: Command, tmp_path: Path
 ) -> None:
-    out, _ = demo
+    out, shown = demo
     done = nex_vllm("calibrate", "--from-cache", out / "cache", "--out", tmp_path / "w")
     assert done.returncode == 0, done.stderr
     assert_same_weights(tmp_path / "w", out / "weights.safetensors")
+    diagnostics = decode_diagnostics(load_weights(tmp_path / "w").meta.diagnostics or "", "w")
+    assert (diagnostics.num_prompts, diagnostics.samples) == (NUM_CALIBRATION, SAMPLES)
+    assert "diagnostics, which need no labels" in shown.stdout
 
 
 def test_scores_of_given_responses_are_those_of_their_generation(
@@ -99,7 +102,7 @@ def test_scores_of_given_responses_are_those_of_their_generation(
         {"id": response.id, "prompt": response.prompt, "response_token_ids": response.token_ids}
         for response in reader.responses()
     ]
-    assert len(recorded) == NUM_CALIBRATION
+    assert len(recorded) == NUM_CALIBRATION * SAMPLES
     prompt = candidates[0]["prompt"]
     others = [
         {"prompt": prompt, "response": "Answer: ( 8 * 10 ) - 9", "note": "kept"},
@@ -134,9 +137,9 @@ def test_scores_of_given_responses_are_those_of_their_generation(
     assert "context of 512" in too_long["error"]
     assert no_token["score"] is None
     assert no_token["error"]
-    assert "warning: 2 of 38 responses have no score" in done.stderr.splitlines()[-1]
+    assert "warning: 2 of 42 responses have no score" in done.stderr.splitlines()[-1]
     mean = np.mean([result["score"] for result in results if result["score"] is not None])
-    assert f"mean score {mean:.4f} over 36 responses" in done.stdout
+    assert f"mean score {mean:.6f} over 40 responses" in done.stdout
 
 
 def press_ctrl_c_once_something_is_kept(arguments: list[object], cache: Path, **environment: str) -> str:
@@ -189,7 +192,7 @@ def test_recording_stopped_by_ctrl_c_says_what_is_kept_and_how_to_go_on(
 ) -> None:
     cache = tmp_path / "cache"
     flags = ["--prompts", prompts, "--cache", cache, "--top-k", "24", "--row-tokens", "8", "--max-tokens", "320"]
-    arguments = ["record", model, *flags, *EAGER]
+    arguments = ["record", model, *flags, "--samples", "1", *EAGER]
     assert_advice(press_ctrl_c_once_something_is_kept(arguments, cache), cache, arguments)
 
 
@@ -198,7 +201,8 @@ def test_two_ranks_record_the_rows_of_one_and_stop_at_ctrl_c(
     nex_vllm: Command, model: Path, prompts: Path, tmp_path: Path
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    greedy = ["record", model, "--prompts", prompts, "--top-k", "24", "--row-tokens", "8", "--temperature", "0"]
+    flags = ["--samples", "1", "--top-k", "24", "--row-tokens", "8", "--temperature", "0"]
+    greedy = ["record", model, "--prompts", prompts, *flags]
     options = ["--", "--dtype", "float32", "--enforce-eager"]
     on_two_ranks = [*greedy, "--cache", two, *options, "--tensor-parallel-size", "2"]
     ranks = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}

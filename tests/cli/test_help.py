@@ -13,13 +13,18 @@ from tests.cli.conftest import Command, Run
 
 SAMPLING = "--prompts --cache --samples --top-k --row-tokens --max-tokens --temperature --top-p --seed"
 COMMANDS = {
-    "calibrate": f"{SAMPLING} --out --force --from-cache --credit --rho --min-run",
+    "calibrate": f"{SAMPLING} --out --force --from-cache --credit --rho --min-run --json",
     "record": SAMPLING,
     "score": "--weights --responses --out --force --accept-other-model response_token_ids",
+    "compare": "--problems --out -n --top-k --row-tokens --max-tokens --temperature --top-p --seed --weights "
+    "--calibration --grader --extract --selectors --selector-file --accept-other-model --force",
+    "fit": "CANDIDATES --out --force",
+    "sweep": "--over --candidates --out --top-k --row-tokens --credit --rho --min-run --force first_cycle",
     "inspect": "PATH",
+    "report": "PATH --out --weights --tokenizer --responses --force",
     "demo": "--problems --out",
 }
-WITH_ENGINE_OPTIONS = {"calibrate", "record", "score"}
+WITH_ENGINE_OPTIONS = {"calibrate", "record", "score", "compare"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

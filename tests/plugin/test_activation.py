@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,14 @@ from safetensors.numpy import load_file, save_file
 from nex_vllm import InputError
 from nex_vllm.plugin import activation
 from nex_vllm.plugin.settings import NexSettings, resolved_settings
-from nex_vllm.storage import SelectorFile, model_fingerprint, save_selector
+from nex_vllm.storage import (
+    Diagnostics,
+    SelectorFile,
+    load_weights,
+    model_fingerprint,
+    save_selector,
+    save_weights,
+)
 
 
 def _config(model: Path, nex: Any, **options: Any) -> Any:
@@ -129,6 +137,33 @@ def test_a_siblings_weights_are_refused_unless_they_are_accepted(
     assert all(str(folder) in warning and model_fingerprint(folder) in warning for folder in named)
     _config(shipped_model, settings)
     assert len(warnings) == 1, "the weights' own model is no other model"
+
+
+def test_diagnostics_of_the_weights_are_said_at_start(
+    shipped_model: Path, shipped_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers in one line, the warnings in another; nothing of either where a file has none."""
+    said: dict[str, list[str]] = {"info": [], "warning": []}
+    for level, lines in said.items():
+        monkeypatch.setattr(activation.logger, level, lambda text, *values, lines=lines: lines.append(text % values))
+    file = load_weights(shipped_weights)
+    diagnostics = Diagnostics(samples=4, score_spread=5e-4, late_bad_mass=0.625, warnings=("one thing", "another"))
+
+    def start(text: str | None) -> tuple[str, ...]:
+        path = tmp_path / "weights.safetensors"
+        save_weights(path, replace(file, meta=replace(file.meta, diagnostics=text)), force=True)
+        for lines in said.values():
+            lines.clear()
+        _config(shipped_model, {"weights": str(path)})
+        return *said["info"], *said["warning"]
+
+    numbers, warnings = start(diagnostics.encode())
+    assert numbers.endswith("calibrated with: samples 4, late_bad_mass 0.625, score_spread 0.0005.")
+    assert warnings.endswith("warns: one thing; another.")
+    assert len(start(replace(diagnostics, warnings=()).encode())) == 1
+    assert start(None) == ()
+    with pytest.raises(InputError, match="metadata `diagnostics`"):
+        start("[]")
 
 
 def test_accepting_another_model_accepts_no_other_shape(shipped_weights: Path, random_model: Any) -> None:

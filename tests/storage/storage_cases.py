@@ -17,7 +17,9 @@ from nex_vllm.storage import CachedResponse, CacheMeta, CacheWriter, WeightsFile
 
 NUM_LAYERS, WIDTH, ROW_TOKENS = 4, 48, 8
 CACHE_META = CacheMeta("tiny", "f" * 32, NUM_LAYERS, WIDTH, 20, ROW_TOKENS)
-WEIGHTS_META = WeightsMeta("tiny", "f" * 32, NUM_LAYERS, WIDTH, 20, ROW_TOKENS, 0.95, 2, "first", 12, 34, "nex-vllm 1")
+WEIGHTS_META = WeightsMeta(
+    "tiny", "f" * 32, NUM_LAYERS, WIDTH, 20, ROW_TOKENS, 0.95, 2, "first", 12, 34, "nex-vllm 1.0", '{"warnings":[]}'
+)
 ALL_KEYS = ((np.arange(NUM_LAYERS)[:, None] << 16) | np.arange(WIDTH)).astype(np.uint32).ravel()
 
 

@@ -53,7 +53,8 @@ def _finish(directory: Path) -> None:
         add(writer, *(name for name in RESPONSES if name not in writer.finished))
     assert assert_cache_is_sound(directory) == set(RESPONSES)
     assert len((directory / "responses.jsonl").read_text().splitlines()) == len(RESPONSES)
-    assert not [path.name for path in directory.iterdir() if path.name.endswith(".nex-tmp")]
+    left_over = {*directory.glob(".*.nex-tmp"), *directory.glob("orphaned-*.jsonl")}
+    assert not left_over, "a temporary, or lines whose rows were not there"
 
 
 def test_writers_killed_at_any_line_of_our_code_or_any_time_lose_nothing_they_promised() -> None:

@@ -106,7 +106,7 @@ def test_output_that_could_not_be_written_or_is_its_own_source_is_refused(tmp_pa
     roundabout = tmp_path / "beside" / ".." / "cache" / "out"
     sources = [(meta, cache), (link / "out", cache), (roundabout, cache), (cache / "out", link), (hard, meta)]
     for path, source in sources:
-        assert_refused("which is read, or in it; give a path outside of it", check_writable_output, path, True, source)
+        assert_refused("which is read; give a path outside of what is read", check_writable_output, path, True, source)
     assert meta.read_bytes() == b"old"
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -142,7 +142,7 @@ def test_damage_is_found_where_it_hits_the_name_of_the_digest_too(tmp_path: Path
     save_weights(tmp_path / "w", make_weights(40))
     damaged = (tmp_path / "w").read_bytes()[:-4] + bytes(4)  # the last weight, now 0
     renamed = damaged.replace(b'"sha256"', b'"sha2 6"')
-    disguised = renamed.replace(b'"nex-vllm 1"', b'"nex-fllm 1"')
+    disguised = renamed.replace(b'"nex-vllm 1', b'"nex-fllm 1')
     assert len({damaged, renamed, disguised}) == 3
     for content in (damaged, renamed, disguised):
         words = "was changed or damaged after it was written .its sha256 differs or is gone"

@@ -1,0 +1,282 @@
+"""Whether choosing helps, on the user's own model and problems: `nex-vllm compare`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from typer import echo
+
+from nex_vllm import __version__
+from nex_vllm.algorithm.learned import LearnedSelector
+from nex_vllm.algorithm.signals import CandidateTrace
+from nex_vllm.cli.comparison_inputs import (
+    Grading,
+    Scoring,
+    choose_grading,
+    fitting_selector,
+    read_learned,
+    read_scoring,
+    refuse_impossible_selectors,
+)
+from nex_vllm.cli.comparison_report import print_comparison
+from nex_vllm.cli.engine_options import parse_engine_options
+from nex_vllm.cli.model import ModelFacts, find_model
+from nex_vllm.cli.outcome import InterruptedRunError
+from nex_vllm.cli.recording import RecordingInputs, RecordingPlan, record_into_cache, wanted_responses
+from nex_vllm.cli.report import progress_bar
+from nex_vllm.errors import InputError
+from nex_vllm.evaluation.comparison import Resampling, compare, selector_names
+from nex_vllm.evaluation.picture import draw_comparison
+from nex_vllm.evaluation.problems import ProblemSet, load_problems
+from nex_vllm.evaluation.tabulation import grade_table, sums_of_candidates, tabulate
+from nex_vllm.storage import CacheReader, CandidateTable, read_candidates, write_candidates
+from nex_vllm.storage.comparison_file import Comparison, write_comparison
+from nex_vllm.storage.comparison_settings import SETTINGS_NAME, ComparisonSettings, check_or_write_settings
+
+TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME = "candidates.parquet", "comparison.json", "comparison.png", "cache"
+
+FIXED = {"deepconf_window": CandidateTrace(0).deepconf_window}
+"""How signals are measured that no flag changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonPlan:
+    """What to sample and compare; the flags of `compare` with a model. ``engine_words`` are vLLM's own options."""
+
+    source: str
+    problems: str
+    out: Path
+    num_candidates: int
+    weights: Path | None
+    calibration: Path | None
+    accept_other_model: bool
+    grader: str | None
+    extract: str | None
+    selectors: str | None
+    selector_file: Path | None
+    top_k: int | None
+    row_tokens: int | None
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int
+    verbose: bool
+    engine_words: tuple[str, ...]
+
+    def check(self) -> None:
+        """Refuse flags that leave nothing to choose from.
+
+        Raises:
+            InputError: all candidates of a problem would be one.
+        """
+        if self.num_candidates < 2:
+            raise InputError(
+                f"-n is {self.num_candidates}, so there is nothing to choose from; give two candidates or more"
+            )
+        if self.temperature == 0:
+            raise InputError(
+                f"--temperature 0 gives the same response every time, so the {self.num_candidates} candidates of a "
+                "problem would be one; raise --temperature"
+            )
+
+
+def is_table(source: str) -> bool:
+    """Say whether what `compare` is given is a table of candidates, not a model."""
+    path = Path(source)
+    return path.suffix == ".parquet" or path.is_file()
+
+
+def run_compare_table(
+    source: Path, out: Path | None, selectors: str | None, selector_file: Path | None, *, force: bool
+) -> None:
+    """Compare what was sampled before; nothing is written without ``out``.
+
+    Raises:
+        InputError: the table or a selector is unusable, or the directory is another comparison's.
+    """
+    names = selector_names(selectors)
+    table = read_candidates(source)
+    learned = fitting_selector(read_learned(selector_file, names), selector_file, table.meta)
+    if out is not None:
+        _make_directory(out)
+        there = out / TABLE_NAME
+        if there.exists() and not there.samefile(source) and not force:
+            raise InputError(f"{there} already exists; give another --out, or --force to replace it")
+    comparison, table = compare(table, names, learned=learned, seed=int(table.meta.get("seed", 0)))
+    asked = {} if selectors is None else comparison.left_out
+    for name, reason in asked.items():
+        raise InputError(f"--selectors names {name}, which cannot be applied to {source}: {reason}")
+    print_comparison(comparison)
+    if out is not None:
+        _write(out, comparison, table)
+
+
+def run_compare_model(plan: ComparisonPlan) -> None:
+    """Sample candidates for problems, or go on with it, and compare the choices among them.
+
+    Raises:
+        InputError: something given is unusable; found before the engine starts, but for a user's grader that raises.
+        InterruptedRunError: Ctrl-C; candidates that had ended are kept.
+    """
+    plan.check()
+    names = selector_names(plan.selectors)
+    problems = load_problems(plan.problems)
+    grading = choose_grading(plan.grader, plan.extract, problems, plan.problems)
+    selector_file = read_learned(plan.selector_file, names)
+    refuse_impossible_selectors(
+        plan.selectors,
+        {
+            "score": plan.weights is not None or plan.calibration is not None,
+            "answer": grading.extract is not None,
+            "label": grading.grader is not None,
+            "learned": selector_file is not None,
+        },
+    )
+    engine_options = parse_engine_options(plan.engine_words)
+    model = find_model(plan.source, engine_options)
+    scoring = read_scoring(
+        model,
+        plan.weights,
+        plan.calibration,
+        top_k=plan.top_k,
+        row_tokens=plan.row_tokens,
+        accept_other_model=plan.accept_other_model,
+    )
+    learned = fitting_selector(
+        selector_file,
+        plan.selector_file,
+        {"extract": grading.extract, "top_k": scoring.top_k, "row_tokens": scoring.row_tokens, **FIXED},
+    )
+    recording = _recording_plan(plan, scoring)
+    recording.check()
+    _make_directory(plan.out)
+    cache = plan.out / CACHE_NAME
+    check_or_write_settings(
+        plan.out,
+        _settings(plan, scoring, model, problems),
+        has_candidates=cache.is_dir() and any(cache.glob("rows-*.parquet")),
+    )
+    wanted = wanted_responses(list(problems.problems), recording)
+    record_into_cache(recording, cache, RecordingInputs(wanted, model, engine_options), signals=True)
+    try:
+        _compare_recorded(plan, problems, names, learned, grading, scoring)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"all candidates are in {cache}", "to compare them") from None
+
+
+def _compare_recorded(
+    plan: ComparisonPlan,
+    problems: ProblemSet,
+    names: Sequence[str],
+    learned: LearnedSelector | None,
+    grading: Grading,
+    scoring: Scoring,
+) -> None:
+    reader = CacheReader(plan.out / CACHE_NAME)
+    reader.check_complete()
+    meta = {
+        "model": plan.source,
+        "model_fingerprint": reader.meta.model_fingerprint,
+        "problems": plan.problems,
+        "n": plan.num_candidates,
+        "seed": plan.seed,
+        "temperature": plan.temperature,
+        "top_p": plan.top_p,
+        "max_tokens": plan.max_tokens,
+        "engine_options": shlex.join(plan.engine_words),
+        "top_k": reader.meta.top_k,
+        "row_tokens": reader.meta.row_tokens,
+        **FIXED,
+        "extract": grading.extract,
+        **scoring.made_with,
+        "created_with": f"nex-vllm {__version__}",
+    }
+    with progress_bar(len(reader), "candidate") as bar:
+        table = tabulate(
+            reader,
+            problems.problems,
+            plan.num_candidates,
+            extract=grading.extract,
+            weights=scoring.weights,
+            meta=meta,
+            done=bar.update,
+        )
+    notices: list[str] = []
+    if grading.grader is not None:
+        # First without grades: a user's grader may raise.
+        write_candidates(plan.out / TABLE_NAME, table)
+        table, notice = grade_table(table, problems.problems, grading.grader)
+        notices += [] if notice is None else [notice]
+    resampling = None
+    if scoring.evidence is not None and grading.grader is not None:
+        sums = sums_of_candidates(reader, problems.problems, plan.num_candidates, scoring.evidence.keys)
+        resampling = Resampling(scoring.evidence, sums)
+    comparison, table = compare(
+        table, names, learned=learned, diagnostics=scoring.diagnostics, resampling=resampling, seed=plan.seed
+    )
+    comparison = replace(comparison, notes=[*comparison.notes, *notices])
+    print_comparison(comparison)
+    _write(plan.out, comparison, table)
+
+
+def _recording_plan(plan: ComparisonPlan, scoring: Scoring) -> RecordingPlan:
+    return RecordingPlan(
+        model=plan.source,
+        prompts=Path(plan.problems),
+        samples=plan.num_candidates,
+        top_k=scoring.top_k,
+        row_tokens=scoring.row_tokens,
+        max_tokens=plan.max_tokens,
+        temperature=plan.temperature,
+        top_p=plan.top_p,
+        seed=plan.seed,
+        verbose=plan.verbose,
+        engine_words=plan.engine_words,
+    )
+
+
+def _settings(plan: ComparisonPlan, scoring: Scoring, model: ModelFacts, problems: ProblemSet) -> ComparisonSettings:
+    return ComparisonSettings(
+        model_fingerprint=model.fingerprint,
+        problems=problems.digest,
+        n=plan.num_candidates,
+        seed=plan.seed,
+        temperature=plan.temperature,
+        top_p=plan.top_p,
+        max_tokens=plan.max_tokens,
+        top_k=scoring.top_k,
+        row_tokens=scoring.row_tokens,
+    )
+
+
+def _make_directory(out: Path) -> None:
+    """Make the directory of a comparison, or see that it is one.
+
+    Raises:
+        InputError: it holds something else, or cannot be made.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"the output {out} is not a directory; give a new directory")
+    if out.is_dir():
+        ours = {SETTINGS_NAME, TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME}
+        found = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
+        if found and not ours & set(found):
+            raise InputError(f"{out} has {found[0]!r} and nothing of a comparison; give a new directory")
+        return
+    try:
+        out.mkdir()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"the output {out} cannot be made ({reason}); give a directory whose parent exists") from None
+
+
+def _write(out: Path, comparison: Comparison, table: CandidateTable) -> None:
+    write_candidates(out / TABLE_NAME, table)
+    write_comparison(out / OUTCOME_NAME, comparison)
+    written = [TABLE_NAME, OUTCOME_NAME]
+    if draw_comparison(out / PICTURE_NAME, comparison):
+        written.append(PICTURE_NAME)
+    echo(f"\nwrote {', '.join(written)} in {out}")

@@ -1,0 +1,1 @@
+"""What a choice is worth: problems, grading, comparisons of selectors, resampling, diagnostics; it needs no engine."""

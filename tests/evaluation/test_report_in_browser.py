@@ -1,0 +1,100 @@
+"""The page in a real browser: it runs, nothing a model wrote does, and it can be used with a keyboard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.chromium import Page, find_chromium, open_chromium
+from tests.evaluation.recorded import HOSTILE, write_cache, write_comparison_directory
+from tests.evaluation.test_report import html_of
+
+pytestmark = pytest.mark.skipif(
+    find_chromium() is None, reason="no Chromium here, so the report's page was not opened (bash tools/chromium.sh)"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with open_chromium(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+def write_page(source: Path) -> Path:
+    page = source.with_suffix(".html")
+    page.write_text(html_of(source), encoding="utf-8")
+    return page
+
+
+def value(page: Page, element: str, attribute: str = "textContent") -> str:
+    found: str = page.evaluate(f"document.getElementById({element!r}).{attribute}")
+    return found
+
+
+def test_hostile_texts_are_shown_and_do_not_run(browser: Page, tmp_path: Path) -> None:
+    page = write_page(write_cache(tmp_path / "cache", HOSTILE))
+    browser.open(page)
+    for number, text in enumerate(HOSTILE):
+        assert value(browser, "choice", "selectedIndex") == number
+        visible = "".join(chr(0x2400 + ord(c)) if ord(c) < 32 else "\u2421" if c == "\x7f" else c for c in text)
+        assert value(browser, "text") == visible
+        assert visible in value(browser, "prompt")
+        phases = browser.evaluate("[...document.querySelectorAll('#text .row')].map(r => r.className[4]).join('')")
+        assert set(phases) == {"e", "x"}
+        assert len(phases) == 12
+        if number + 1 < len(HOSTILE):
+            browser.evaluate("document.getElementById('next').click()")
+    assert value(browser, "next", "disabled") is True
+    assert browser.evaluate("document.querySelectorAll('#response img, #response script, #text svg').length") == 0
+    assert browser.evaluate("window.stolen") is None
+    assert browser.complaints == []
+    assert set(browser.requests) == {page.as_uri()}
+
+
+def test_what_is_forbidden_is_seen(browser: Page, tmp_path: Path) -> None:
+    """The checks above can fail: a script of another making is blocked, and said, and so is another host."""
+    page = write_page(write_cache(tmp_path / "cache", HOSTILE[:1]))
+    spoiled = page.read_text().replace(
+        "</main>", "</main><script>window.stolen = 1</script><img src='http://x.invalid/'>"
+    )
+    (tmp_path / "spoiled.html").write_text(spoiled)
+    browser.open(tmp_path / "spoiled.html")
+    assert browser.evaluate("window.stolen") is None
+    assert len([each for each in browser.complaints if "Content Security Policy" in each]) == 2
+    browser.complaints.clear()
+
+
+def test_a_keyboard_moves_through_rows_and_a_search_through_responses(browser: Page, tmp_path: Path) -> None:
+    texts = [f"response about {word}" for word in ("apples", "pears", "plums")]
+    browser.open(write_page(write_cache(tmp_path / "cache", texts)), width=380)
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    browser.evaluate("document.getElementById('curve').focus()")
+    for _ in range(3):
+        browser.press("ArrowRight", 39)
+    assert value(browser, "readout").startswith("Row 4 · ")
+    assert browser.evaluate("document.activeElement.getAttribute('aria-valuenow')") == "4"
+    assert browser.evaluate("document.querySelector('#text .here') === document.getElementById('text').children[3]")
+    browser.evaluate("document.getElementById('search').focus()")
+    browser.call("Input.insertText", text="PLUMS")
+    assert value(browser, "found") == "1 of 3"
+    assert value(browser, "text") == texts[2]
+    assert browser.complaints == []
+
+
+def test_a_comparison_opens_in_both_colour_schemes(browser: Page, tmp_path: Path) -> None:
+    page = write_page(write_comparison_directory(tmp_path / "comparison"))
+    colors = []
+    for dark in (False, True):
+        browser.open(page, dark=dark)
+        colors.append(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert "chosen by nex" in browser.evaluate("document.querySelector('#choice').textContent")
+    assert len(set(colors)) == 2
+    # The last candidate has no rows: its text is shown, without phases.
+    browser.evaluate(
+        "{const c = document.getElementById('choice'); c.selectedIndex = 23; c.dispatchEvent(new Event('change'))}"
+    )
+    assert value(browser, "curve", "hidden") is True
+    assert value(browser, "text").startswith("thinking of")
+    assert browser.complaints == []
