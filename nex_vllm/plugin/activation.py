@@ -242,6 +242,8 @@ def _check_selector(file: SelectorFile, path: Path, settings: ResolvedSettings) 
         top_k=settings.top_k,
         has_weights=settings.weights is not None,
         source=path,
+        part=settings.part,
+        reasoning_end=settings.reasoning_end or "",
     )
     if "logprob" in file.selector.needs and settings.logprobs_mode != OWN_LOGPROBS:
         raise InputError(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nex_vllm.storage import CacheReader, load_weights, model_fingerprint
-from tests.cli.conftest import Command, Run, read_lines, write_lines
+from nex_vllm.cli import recording
+from nex_vllm.storage import CacheReader, load_weights, model_fingerprint, read_candidates
+from tests.cli.conftest import Command, Outcome, Run, read_lines, write_lines
 from tests.cli.recorded import recorded_rows, write_cache
 from tests.cli.test_bad_input import refused
+from tests.cli.test_calibration import FakeSession
 
 MARKER = "\nAnswer"
 REASONING = ["--part", "reasoning", "--reasoning-end", MARKER]
@@ -28,7 +31,6 @@ def test_an_end_of_reasoning_that_is_missing_or_has_no_effect(
         refused(run(*command, "--reasoning-end", "x"), "--reasoning-end has no effect with --part all")
         refused(run(*command, "--part", "reasoning", "--reasoning-end", ""), "--reasoning-end is empty")
         refused(run(*command, "--part", "thinking"), "'thinking' is not one of 'all', 'reasoning'")
-        refused(run(*command, "--part", "reasoning", "--", "--reasoning-parser", "nobodys"), "nobodys")
     assert not list(tmp_path.iterdir())
 
 
@@ -38,6 +40,52 @@ def test_a_cache_of_another_part(run: Run, model: Path, prompts: Path, tmp_path:
     refused(run("record", model, *given), cache, "part", "all", "reasoning")
     refused(run("calibrate", model, *given, "--out", tmp_path / "w"), cache, "part", "all", "reasoning")
     refused(run("calibrate", "--from-cache", cache, "--out", tmp_path / "w", "--part", "reasoning"), "--part")
+
+
+def test_weights_and_comparisons_are_of_the_part_that_was_recorded(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the engine: what it was told is what is kept."""
+    monkeypatch.setattr(recording, "Session", FakeSession)
+    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "x"}, {"prompt": "xx"}])
+    direct, weights, cache = tmp_path / "direct", tmp_path / "w", tmp_path / "cache"
+    given = ["--prompts", prompts, *FLAGS, *REASONING]
+    for command in (
+        ["calibrate", model, *given, "--out", direct],
+        ["record", model, *given, "--cache", cache],
+        ["calibrate", "--from-cache", cache, "--out", weights],
+    ):
+        done = run(*command)
+        assert done.status == 0, done.err
+    for meta in (load_weights(direct).meta, load_weights(weights).meta, CacheReader(cache).meta):
+        assert (meta.part, meta.reasoning_end) == ("reasoning", MARKER)
+    shown = run("inspect", weights).out
+    assert "reasoning" in shown
+    assert repr(MARKER) in shown
+
+    problems = write_lines(
+        tmp_path / "problems.jsonl", [{"prompt": "x", "answer": "1"}, {"prompt": "xx", "answer": "2"}]
+    )
+    comparing = ["compare", model, "--problems", problems, "-n", 2, "--out", tmp_path / "out"]
+    done = run(*comparing, "--weights", weights)
+    assert done.status == 0, done.err
+    table = read_candidates(tmp_path / "out" / "candidates.parquet")
+    assert (table.meta["part"], table.meta["reasoning_end"]) == ("reasoning", MARKER)
+    assert CacheReader(tmp_path / "out" / "cache").meta.part == "reasoning"
+    whole = write_cache(tmp_path / "whole", [recorded_rows("a", 1)], fingerprint=model_fingerprint(model))
+    for given, words in (
+        (["--weights", weights, "--calibration", whole], [whole, "with part all, but the candidates' is reasoning"]),
+        (["--calibration", whole], [tmp_path / "out" / "cache", "part"]),
+    ):
+        done = run(*comparing, *given)
+        refused(replace(done, err=done.err.splitlines()[-1]), *words)
+
+
+@pytest.mark.slow
+def test_a_reasoning_parser_that_cannot_be_asked(nex_vllm: Command, model: Path, prompts: Path, tmp_path: Path) -> None:
+    given = ["--prompts", prompts, "--cache", tmp_path / "cache", "--part", "reasoning"]
+    done = nex_vllm("record", model, *given, "--", "--reasoning-parser", "nobodys")
+    refused(Outcome(done.returncode, done.stdout, done.stderr), "nobodys", "give --reasoning-end TEXT")
 
 
 @pytest.mark.slow
