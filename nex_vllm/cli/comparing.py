@@ -148,7 +148,14 @@ def run_compare_model(plan: ComparisonPlan) -> None:
     learned = fitting_selector(
         selector_file,
         plan.selector_file,
-        {"extract": grading.extract, "top_k": scoring.top_k, "row_tokens": scoring.row_tokens, **FIXED},
+        {
+            "extract": grading.extract,
+            "top_k": scoring.top_k,
+            "row_tokens": scoring.row_tokens,
+            "part": scoring.part,
+            "reasoning_end": scoring.reasoning_end,
+            **FIXED,
+        },
     )
     recording = _recording_plan(plan, scoring)
     recording.check()
@@ -160,7 +167,8 @@ def run_compare_model(plan: ComparisonPlan) -> None:
         has_candidates=cache.is_dir() and any(cache.glob("rows-*.parquet")),
     )
     wanted = wanted_responses(list(problems.problems), recording)
-    record_into_cache(recording, cache, RecordingInputs(wanted, model, engine_options), signals=True)
+    inputs = RecordingInputs(wanted, model, engine_options, scoring.reasoning_end)
+    record_into_cache(recording, cache, inputs, signals=True)
     try:
         _compare_recorded(plan, problems, names, learned, grading, scoring)
     except KeyboardInterrupt:
@@ -189,6 +197,8 @@ def _compare_recorded(
         "engine_options": shlex.join(plan.engine_words),
         "top_k": reader.meta.top_k,
         "row_tokens": reader.meta.row_tokens,
+        "part": reader.meta.part,
+        "reasoning_end": reader.meta.reasoning_end,
         **FIXED,
         "extract": grading.extract,
         **scoring.made_with,
@@ -235,6 +245,8 @@ def _recording_plan(plan: ComparisonPlan, scoring: Scoring) -> RecordingPlan:
         seed=plan.seed,
         verbose=plan.verbose,
         engine_words=plan.engine_words,
+        part=scoring.part,
+        reasoning_end=scoring.reasoning_end or None,
     )
 
 

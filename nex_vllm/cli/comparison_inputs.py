@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from nex_vllm.algorithm.learned import LearnedSelector
 from nex_vllm.algorithm.selectors import SELECTORS, get_selector
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.cli.model import ModelFacts
+from nex_vllm.cli.options import PartName
 from nex_vllm.cli.report import progress_bar
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.choices import WHY_LEFT_OUT
@@ -135,6 +136,8 @@ def fitting_selector(file: SelectorFile | None, source: Path | None, meta: Mappi
         deepconf_window=meta.get("deepconf_window", file.deepconf_window),
         row_tokens=meta.get("row_tokens", file.row_tokens),
         top_k=meta.get("top_k", file.top_k),
+        part=meta.get("part", file.part),
+        reasoning_end=meta.get("reasoning_end", file.reasoning_end),
         has_weights=True,  # a missing score is a missing signal, which is said otherwise
         source=source or "",
     )
@@ -152,6 +155,8 @@ class Scoring:
         top_k: neurons kept per token, as the calibration was recorded.
         row_tokens: tokens per row, likewise.
         made_with: for the table of candidates.
+        part: which part of a response counts, as in the calibration.
+        reasoning_end: the text that ends it; empty where everything counts.
     """
 
     weights: NeuronWeights | None
@@ -160,6 +165,8 @@ class Scoring:
     top_k: int
     row_tokens: int
     made_with: dict[str, Any]
+    part: PartName = PartName.ALL
+    reasoning_end: str = ""
 
 
 def read_scoring(
@@ -200,8 +207,10 @@ def read_scoring(
             source=weights or "",
             accept_other_model=accept_other_model,
         )
+    part, reasoning_end = (recorded.part, recorded.reasoning_end) if recorded else (PartName.ALL, "")
     if reader is not None:
-        _check_calibration_fits(reader, model, top_k, row_tokens, accept_other_model=accept_other_model)
+        expected = {"top_k": top_k, "row_tokens": row_tokens, "part": part, "reasoning_end": reasoning_end}
+        _check_calibration_fits(reader, model, expected, accept_other_model=accept_other_model)
     learned = None if file is None else NeuronWeights(file.keys, file.weights)
     made_with: dict[str, Any] = {}
     if weights is not None:
@@ -209,9 +218,11 @@ def read_scoring(
     if reader is None:
         stated = None if file is None else file.meta.diagnostics
         told = None if stated is None else decode_diagnostics(stated, f"{weights}: metadata `diagnostics`")
-        return Scoring(learned, None, told, top_k, row_tokens, made_with)
-    made_with["calibration"] = str(calibration)
-    return _with_calibration(reader, file, learned, made_with, top_k, row_tokens)
+        scoring = Scoring(learned, None, told, top_k, row_tokens, made_with)
+    else:
+        made_with["calibration"] = str(calibration)
+        scoring = _with_calibration(reader, file, learned, made_with, top_k, row_tokens)
+    return replace(scoring, part=PartName(part), reasoning_end=reasoning_end)
 
 
 def _with_calibration(
@@ -249,7 +260,7 @@ def _counted(reader: CacheReader, bar: Any) -> Any:
 
 
 def _check_calibration_fits(
-    reader: CacheReader, model: ModelFacts, top_k: int, row_tokens: int, *, accept_other_model: bool
+    reader: CacheReader, model: ModelFacts, expected: Mapping[str, object], *, accept_other_model: bool
 ) -> None:
     meta = reader.meta
     for name, there, here in (
@@ -260,8 +271,7 @@ def _check_calibration_fits(
             meta.model_fingerprint,
             meta.model_fingerprint if accept_other_model else model.fingerprint,
         ),
-        ("top_k", meta.top_k, top_k),
-        ("row_tokens", meta.row_tokens, row_tokens),
+        *((name, getattr(meta, name), value) for name, value in expected.items()),
     ):
         if there != here:
             raise InputError(

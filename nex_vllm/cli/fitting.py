@@ -55,6 +55,8 @@ def _selector_file(table: CandidateTable, fit: Fit) -> SelectorFile:
         deepconf_window=_whole(table, "deepconf_window", CandidateTrace(0).deepconf_window),
         extract=extract if answered else None,
         top_k=table.meta.get("top_k"),
+        part=table.meta.get("part", "all"),
+        reasoning_end=table.meta.get("reasoning_end", ""),
         trained_on={
             "num_problems": fit.num_graded,
             "num_mixed": fit.num_mixed,

@@ -194,7 +194,8 @@ def _scores(result: EngineResult) -> dict[str, Any]:
     candidate = result.output.nex.candidates[0]
     if candidate.score is None:
         return {"score": None, "error": "not every token was recorded, or an activation is not finite"}
-    return {name: getattr(candidate, name) for name in ("score", "pos_mass", "abs_mass", "tot_mass", "num_tokens")}
+    names = ("score", "pos_mass", "abs_mass", "tot_mass", "num_tokens", "num_scored_tokens")
+    return {name: getattr(candidate, name) for name in names}
 
 
 def _room_for_full_context(model: ModelFacts, engine_options: Mapping[str, Any]) -> int | None:

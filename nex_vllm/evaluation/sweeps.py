@@ -153,6 +153,11 @@ class SweptCache:
                 f"the candidates in {directory} come from {other.model} (fingerprint {other.model_fingerprint}), but "
                 f"{source} was recorded from {meta.model} ({meta.model_fingerprint}); give candidates of the same model"
             )
+        if (other.part, other.reasoning_end) != (meta.part, meta.reasoning_end):
+            raise InputError(
+                f"the candidates in {directory} were recorded with part {other.part!r} {other.reasoning_end!r}, but "
+                f"{source} with part {meta.part!r} {meta.reasoning_end!r}; give candidates of the same part"
+            )
         for each in settings:
             check_derivable(other, each.top_k, other.row_tokens, f"the candidates' cache {directory}")
 

@@ -16,6 +16,7 @@ from nex_vllm.choosing.answers import parse_extraction
 from nex_vllm.choosing.checks import OWN_LOGPROBS
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.ledger_check import require_all
+from nex_vllm.plugin.reasoning import resolve_part
 from nex_vllm.plugin.settings import (
     CONFIG_KEY,
     DEFAULT_DEEPCONF_WINDOW,
@@ -200,6 +201,7 @@ def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
     if settings.selector_file is not None:
         selector_path = Path(settings.selector_file).absolute()
         selector = load_selector(selector_path)
+    part = resolve_part(settings, None if file is None else file.meta, config)
     resolved = ResolvedSettings(
         weights=None if path is None else str(path),
         top_k=settings.top_k or (DEFAULT_TOP_K if file is None else file.meta.top_k),
@@ -213,6 +215,9 @@ def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
         or (DEFAULT_DEEPCONF_WINDOW if selector is None else selector.deepconf_window),
         selector_file=None if selector_path is None else str(selector_path),
         coefficients=None if selector is None else dict(selector.coefficients),
+        part=part.name,
+        reasoning_end=part.end,
+        reasoning_end_token=part.end_token,
     )
     if file is not None and path is not None:
         _check_weights(file, path, resolved, config)
@@ -237,6 +242,8 @@ def _check_selector(file: SelectorFile, path: Path, settings: ResolvedSettings) 
         top_k=settings.top_k,
         has_weights=settings.weights is not None,
         source=path,
+        part=settings.part,
+        reasoning_end=settings.reasoning_end or "",
     )
     if "logprob" in file.selector.needs and settings.logprobs_mode != OWN_LOGPROBS:
         raise InputError(
@@ -266,6 +273,8 @@ def _check_weights(file: WeightsFile, path: Path, settings: ResolvedSettings, co
         num_layers=text.num_hidden_layers,
         intermediate_size=text.intermediate_size,
         top_k=settings.top_k,
+        part=settings.part,
+        reasoning_end=settings.reasoning_end,
         source=path,
         accept_other_model=settings.accept_other_model,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -33,6 +33,8 @@ class SelectorFile:
         deepconf_window: tokens of a group of DeepConf.
         extract: how answers were found; None where no signal reads them.
         top_k: neurons kept per token; None where no signal counts them.
+        part: which part of a response counted; files of earlier versions lack it.
+        reasoning_end: the text that ends it; empty where everything counted.
         trained_on: what it was learned from, for people.
         cross_validated: how well it chose among problems that it was not learned from, for people.
     """
@@ -45,6 +47,8 @@ class SelectorFile:
     top_k: Annotated[int, Meta(ge=1, le=1 << 32)] | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
     cross_validated: dict[str, Any] = field(default_factory=dict)
+    part: Literal["all", "reasoning"] = "all"
+    reasoning_end: str = ""
 
     @property
     def selector(self) -> LearnedSelector:
@@ -77,7 +81,7 @@ def load_selector(path: StrPath) -> SelectorFile:
     return file
 
 
-def check_selector_fits(
+def check_selector_fits(  # noqa: PLR0913 - one argument per thing that must fit
     file: SelectorFile,
     *,
     extract: str | None,
@@ -86,6 +90,8 @@ def check_selector_fits(
     top_k: int,
     has_weights: bool,
     source: StrPath,
+    part: str = "all",
+    reasoning_end: str = "",
 ) -> None:
     """Refuse a learned selector whose signals the engine measures otherwise; both values are named.
 
@@ -109,6 +115,8 @@ def check_selector_fits(
             deepconf_window,
             any(signal.startswith("deepconf") for signal in file.signals),
         ),
+        ("part", file.part, part, bool(needs - {"answer"})),  # answers and lengths are those of the whole response
+        ("reasoning_end", file.reasoning_end, reasoning_end, bool(needs - {"answer"})),
     ):
         if matters and fitted != served:
             raise InputError(

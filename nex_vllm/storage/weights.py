@@ -77,7 +77,7 @@ def load_weights(path: StrPath) -> WeightsFile:
     return loaded
 
 
-def check_fits(
+def check_fits(  # noqa: PLR0913 - one argument per thing that must fit
     file: WeightsFile,
     *,
     model_fingerprint: str,
@@ -85,17 +85,20 @@ def check_fits(
     intermediate_size: int,
     top_k: int,
     row_tokens: int | None = None,
+    part: str | None = None,
+    reasoning_end: str | None = None,
     source: StrPath = "the weights file",
     accept_other_model: bool = False,
 ) -> bool:
     """Return whether weights are of another model, which the caller says in the log, or refuse them.
 
-    The model being served is given by its fingerprint, layers and units per layer, and how rows are made by ``top_k``
-    and ``row_tokens`` (None for scoring, which makes none). ``source`` names the file in messages.
+    The model being served is given by its fingerprint, layers and units per layer, how rows are made by ``top_k`` and
+    ``row_tokens`` (None for scoring, which makes none), and which part of a response counts by ``part`` and
+    ``reasoning_end`` (None where it is taken from the file). ``source`` names the file in messages.
     ``accept_other_model`` takes weights of another model of the same shape, as of a fine-tuned model's base.
     Raises `InputError` where anything else differs; both values are named.
     """
-    meta = file.meta
+    meta, end = file.meta, abbreviate(file.meta.reasoning_end)
     calibrate = "calibrate on the model you serve"
     sibling = "give --nex-accept-other-model (setting accept_other_model) if it is a fine-tuned or quantised variant"
     fingerprint = meta.model_fingerprint if accept_other_model else model_fingerprint
@@ -106,6 +109,8 @@ def check_fits(
         ("fingerprint {}", meta.model_fingerprint, fingerprint, f"{calibrate}, or {sibling}"),
         ("top_k {}", meta.top_k, top_k, f"set top_k to {meta.top_k} or calibrate again"),
         ("row_tokens {}", meta.row_tokens, row_tokens, f"set row_tokens to {meta.row_tokens} or calibrate again"),
+        ("part {}", meta.part, part, f"set part to {meta.part} (--nex-part {meta.part}) or calibrate again"),
+        ("reasoning_end {}", meta.reasoning_end, reasoning_end, f"set reasoning_end to {end} or calibrate again"),
     ):
         if served is not None and learned != served:
             old, new = (words.format(abbreviate(value)) for value in (learned, served))

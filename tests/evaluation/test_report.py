@@ -233,6 +233,12 @@ def test_text_after_a_stop_string_is_of_no_row(shipped_model: Path, cutter: RowC
     assert cutter.cut(" Have 6 13 3 want 22", ids, [len(ids)]) == ([" Have 6 13 3 want 22"], True)
 
 
+def test_text_after_the_reasoning_is_of_no_row(cutter: RowCutter, shipped_model: Path) -> None:
+    ids = tokens_of(shipped_model, "Have 6 13 3 want 22")
+    assert cutter.cut("Have 6 13 3 want 22", ids, [1, 2]) == (["Have", " 6 13"], True)
+    assert cutter.cut("x" * 60, ids, [1, 2]) == (["x" * 10, "x" * 20], False)
+
+
 @pytest.mark.parametrize(
     ("text", "ids"), [("another text", [5, 6, 7, 8]), ("some text", None), ("some text", [5] * 3), ("", [10**9] * 4)]
 )

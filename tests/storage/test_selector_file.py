@@ -103,3 +103,15 @@ def test_signals_that_the_engine_measures_otherwise_are_refused_with_both_named(
         _check("entropy", signal, **engine)
     assert all(word in str(error.value) for word in ["selector.json", *words]), error.value
     _check("entropy", "num_tokens", **engine)
+
+
+def test_signals_of_another_part_are_refused_but_for_those_of_the_whole_response() -> None:
+    served = {"part": "reasoning", "reasoning_end": "</think>"}
+    with pytest.raises(InputError, match="measured with part 'all', but the engine has 'reasoning'"):
+        _check("entropy", **served)
+    _check("votes", "num_tokens", **served)
+    file = SelectorFile(["score"], {"score": 1.0}, 32, 2048, part="reasoning", reasoning_end="</think>")
+    usual: Any = {"extract": None, "deepconf_window": 9, "row_tokens": 9, "top_k": 9, "has_weights": True, "source": ""}
+    check_selector_fits(file, **usual, **served)
+    with pytest.raises(InputError, match="reasoning_end '</think>', but the engine has 'Answer'"):
+        check_selector_fits(file, **usual, part="reasoning", reasoning_end="Answer")

@@ -176,6 +176,8 @@ def _fitting_weights(path: Path, reader: CacheReader) -> WeightsFile:
         intermediate_size=meta.intermediate_size,
         top_k=meta.top_k,
         row_tokens=meta.row_tokens,
+        part=meta.part,
+        reasoning_end=meta.reasoning_end,
         source=path,
     )
     return file
@@ -208,7 +210,9 @@ def _say_what_lacks(report: Report, reader: CacheReader) -> None:
 
 
 def _facts(meta: Any) -> list[tuple[str, str]]:
-    return [(name.replace("_", " "), str(value)) for name, value in asdict(meta).items() if name != "diagnostics"]
+    named = {name: value for name, value in asdict(meta).items() if name != "diagnostics" and value != ""}
+    named |= {"reasoning_end": repr(meta.reasoning_end)} if meta.reasoning_end else {}
+    return [(name.replace("_", " "), str(value)) for name, value in named.items()]
 
 
 def _figures_of(weights: NeuronWeights, meta: Any) -> WeightFigures:
