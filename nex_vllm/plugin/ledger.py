@@ -297,6 +297,13 @@ LEDGER = (
         "whether one token spells the text that ends reasoning",
         parameters=("model_config",),
     ),
+    Entry(
+        "added-tokens",
+        "vllm.tokenizers.protocol:TokenizerLike.get_added_vocab",
+        "call",
+        "whether one token spells the text that ends reasoning",
+        parameters=("self",),
+    ),
     Entry("reasoning-config", "vllm.config:VllmConfig.reasoning_config", "read", "what the reasoning parser knows"),
     Entry(
         "reasoning-end",

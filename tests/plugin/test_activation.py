@@ -287,6 +287,8 @@ def test_a_flag_without_a_value_is_a_setting_where_it_is_given(shipped_model: Pa
     config = '{"nex": {"allow_lora": true}}'
     kept = _parsed(shipped_model, "--plugin", "nex", "--additional-config", config).additional_config["nex"]
     assert kept == {"allow_lora": True, "from_command_line": True}
+    part = _parsed(shipped_model, "--nex-part", "reasoning", "--nex-reasoning-end", "</think>").additional_config["nex"]
+    assert part == {"part": "reasoning", "reasoning_end": "</think>", "from_command_line": True}
 
 
 def test_settings_that_are_no_mapping_end_the_command_with_a_sentence(
