@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from typer import echo
 
@@ -34,7 +35,13 @@ from nex_vllm.evaluation.problems import ProblemSet, load_problems
 from nex_vllm.evaluation.tabulation import grade_table, sums_of_candidates, tabulate
 from nex_vllm.storage import CacheReader, CandidateTable, read_candidates, write_candidates
 from nex_vllm.storage.comparison_file import Comparison, write_comparison
-from nex_vllm.storage.comparison_settings import SETTINGS_NAME, ComparisonSettings, check_or_write_settings
+from nex_vllm.storage.comparison_settings import (
+    SETTINGS_NAME,
+    ComparisonSettings,
+    canonical_options,
+    check_settings,
+    write_settings,
+)
 
 TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME = "candidates.parquet", "comparison.json", "comparison.png", "cache"
 
@@ -161,14 +168,20 @@ def run_compare_model(plan: ComparisonPlan) -> None:
     recording.check()
     _make_directory(plan.out)
     cache = plan.out / CACHE_NAME
-    check_or_write_settings(
-        plan.out,
-        _settings(plan, scoring, model, problems),
-        has_candidates=cache.is_dir() and any(cache.glob("rows-*.parquet")),
-    )
+    settings = _settings(plan, scoring, model, problems, engine_options)
+
+    def hold_to_settings() -> None:
+        if _has_candidates(cache):
+            check_settings(plan.out, settings)
+        else:
+            write_settings(plan.out, settings)
+
+    if _has_candidates(cache):
+        # Before the cache is opened, too, which would refuse some of them in other words.
+        check_settings(plan.out, settings)
     wanted = wanted_responses(list(problems.problems), recording)
     inputs = RecordingInputs(wanted, model, engine_options, scoring.reasoning_end)
-    record_into_cache(recording, cache, inputs, signals=True)
+    record_into_cache(recording, cache, inputs, signals=True, when_locked=hold_to_settings)
     try:
         _compare_recorded(plan, problems, names, learned, grading, scoring)
     except KeyboardInterrupt:
@@ -216,8 +229,9 @@ def _compare_recorded(
         )
     notices: list[str] = []
     if grading.grader is not None:
-        # First without grades: a user's grader may raise.
-        write_candidates(plan.out / TABLE_NAME, table)
+        if not (plan.out / TABLE_NAME).exists():
+            # First without grades: a user's grader may raise.
+            write_candidates(plan.out / TABLE_NAME, table)
         table, notice = grade_table(table, problems.problems, grading.grader)
         notices += [] if notice is None else [notice]
     resampling = None
@@ -250,7 +264,13 @@ def _recording_plan(plan: ComparisonPlan, scoring: Scoring) -> RecordingPlan:
     )
 
 
-def _settings(plan: ComparisonPlan, scoring: Scoring, model: ModelFacts, problems: ProblemSet) -> ComparisonSettings:
+def _settings(
+    plan: ComparisonPlan,
+    scoring: Scoring,
+    model: ModelFacts,
+    problems: ProblemSet,
+    engine_options: dict[str, Any],
+) -> ComparisonSettings:
     return ComparisonSettings(
         model_fingerprint=model.fingerprint,
         problems=problems.digest,
@@ -261,7 +281,12 @@ def _settings(plan: ComparisonPlan, scoring: Scoring, model: ModelFacts, problem
         max_tokens=plan.max_tokens,
         top_k=scoring.top_k,
         row_tokens=scoring.row_tokens,
+        engine_options=canonical_options(engine_options),
     )
+
+
+def _has_candidates(cache: Path) -> bool:
+    return any(cache.glob("rows-*.parquet"))
 
 
 def _make_directory(out: Path) -> None:
