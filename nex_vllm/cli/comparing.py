@@ -33,8 +33,8 @@ from nex_vllm.evaluation.comparison import Resampling, compare, selector_names
 from nex_vllm.evaluation.picture import draw_comparison
 from nex_vllm.evaluation.problems import ProblemSet, load_problems
 from nex_vllm.evaluation.tabulation import grade_table, sums_of_candidates, tabulate
-from nex_vllm.storage import CacheReader, CandidateTable, read_candidates, write_candidates
-from nex_vllm.storage.comparison_file import Comparison, write_comparison
+from nex_vllm.storage import CacheReader, CandidateTable, Diagnostics, read_candidates, write_candidates
+from nex_vllm.storage.comparison_file import Comparison, read_comparison, write_comparison
 from nex_vllm.storage.comparison_settings import (
     SETTINGS_NAME,
     ComparisonSettings,
@@ -102,23 +102,37 @@ def run_compare_table(
     """Compare what was sampled before; nothing is written without ``out``.
 
     Raises:
-        InputError: the table or a selector is unusable, or the directory is another comparison's.
+        InputError: the table or a selector is unusable, or the directory has a comparison and ``force`` is off.
     """
     names = selector_names(selectors)
     table = read_candidates(source)
     learned = fitting_selector(read_learned(selector_file, names), selector_file, table.meta)
     if out is not None:
         _make_directory(out)
-        there = out / TABLE_NAME
-        if there.exists() and not there.samefile(source) and not force:
-            raise InputError(f"{there} already exists; give another --out, or --force to replace it")
-    comparison, table = compare(table, names, learned=learned, seed=int(table.meta.get("seed", 0)))
+        there = [out / name for name in (TABLE_NAME, OUTCOME_NAME, PICTURE_NAME) if (out / name).exists()]
+        if there and not force:
+            raise InputError(f"{there[0]} already exists; give another --out, or --force to replace it")
+    diagnostics = _diagnostics_beside(source, table)
+    comparison, table = compare(table, names, learned=learned, diagnostics=diagnostics, seed=table.stated("seed", 0))
     asked = {} if selectors is None else comparison.left_out
     for name, reason in asked.items():
         raise InputError(f"--selectors names {name}, which cannot be applied to {source}: {reason}")
     print_comparison(comparison)
     if out is not None:
         _write(out, comparison, table)
+
+
+def _diagnostics_beside(source: Path, table: CandidateTable) -> Diagnostics | None:
+    """Return what the comparison that the table is of says of its calibration; None where nothing does."""
+    path = source.parent / OUTCOME_NAME
+    if not path.exists():
+        return None
+    try:
+        found = read_comparison(path)
+    except InputError as error:
+        echo(f"note: diagnostics of the calibration are left out: {error}", err=True)
+        return None
+    return found.diagnostics if found.made_with == table.meta else None
 
 
 def run_compare_model(plan: ComparisonPlan) -> None:
@@ -131,6 +145,8 @@ def run_compare_model(plan: ComparisonPlan) -> None:
     plan.check()
     names = selector_names(plan.selectors)
     problems = load_problems(plan.problems)
+    if problems.note is not None:
+        echo(f"note: {problems.note}", err=True)
     grading = choose_grading(plan.grader, plan.extract, problems, plan.problems)
     selector_file = read_learned(plan.selector_file, names)
     refuse_impossible_selectors(
@@ -162,7 +178,9 @@ def run_compare_model(plan: ComparisonPlan) -> None:
             "part": scoring.part,
             "reasoning_end": scoring.reasoning_end,
             **FIXED,
+            "weights_digest": scoring.digest,
         },
+        has_weights=scoring.weights is not None,
     )
     recording = _recording_plan(plan, scoring)
     recording.check()
@@ -215,6 +233,7 @@ def _compare_recorded(
         **FIXED,
         "extract": grading.extract,
         **scoring.made_with,
+        "weights_digest": scoring.digest,
         "created_with": f"nex-vllm {__version__}",
     }
     with progress_bar(len(reader), "candidate") as bar:

@@ -6,16 +6,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from nex_vllm.cli import comparing
-from nex_vllm.storage import CacheMeta, CacheWriter, model_fingerprint, read_candidates
+from nex_vllm.evaluation.comparison import compare
+from nex_vllm.storage import CacheMeta, CacheWriter, Diagnostics, model_fingerprint, read_candidates, write_candidates
+from nex_vllm.storage.comparison_file import read_comparison, write_comparison
 from nex_vllm.storage.comparison_settings import canonical_options
 from tests.cli.conftest import Outcome, Run
 from tests.cli.recorded import NUM_LAYERS, ROW_TOKENS, TOP_K, WIDTH
 from tests.cli.test_bad_input import refused
 from tests.cli.test_calibration import FakeSession
 from tests.cli.test_comparing import fake, given, ok, problems  # noqa: F401 - fixtures
+from tests.evaluation.tables import drawn_table
+
+DIAGNOSTICS = Diagnostics(num_prompts=3, num_responses=6, late_bad_mass=0.25, warnings=("few prompts",))
 
 
 def last_line(done: Outcome) -> Outcome:
@@ -85,3 +88,23 @@ def test_grades_stay_until_there_are_new_ones(
     grader.write_text("def right(response, answer):\n    return 1 / 0\n")
     assert run(*given, "--grader", f"{grader}:right").status == 2
     assert read_candidates(tmp_path / "out" / comparing.TABLE_NAME).correct[:3] == [False, True, False]
+
+
+def test_a_comparison_is_not_replaced_unasked_and_keeps_its_diagnostics(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "candidates.parquet"
+    write_candidates(path, drawn_table(5))
+    write_comparison(tmp_path / "comparison.json", replace(compare(drawn_table(5))[0], diagnostics=DIAGNOSTICS))
+    before = (tmp_path / "comparison.json").read_bytes()
+    refused(run("compare", path, "--out", tmp_path), "candidates.parquet already exists", "--force")
+    assert (tmp_path / "comparison.json").read_bytes() == before
+    ok(run("compare", path, "--out", tmp_path, "--selectors", "logprob", "--force"))
+    assert read_comparison(tmp_path / "comparison.json").diagnostics == DIAGNOSTICS
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "comparison.json").write_bytes(before)
+    refused(run("compare", path, "--out", other), "other/comparison.json already exists")
+    ok(run("compare", path, "--out", other, "--force"))
+    assert read_comparison(other / "comparison.json").diagnostics == DIAGNOSTICS
+    write_candidates(path, replace(drawn_table(5), meta={"n": 4}))
+    ok(run("compare", path, "--out", other, "--force"))
+    assert read_comparison(other / "comparison.json").diagnostics is None, "they are those of other candidates"
