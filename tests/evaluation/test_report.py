@@ -366,15 +366,19 @@ def test_outputs_that_would_harm_are_refused_before_any_work(cache: Path, tmp_pa
 def test_options_that_do_not_fit_are_refused(cache: Path, tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "w.safetensors")
     other = write_weights(tmp_path / "o.safetensors", top_k=25)
+    sibling = write_weights(tmp_path / "s.safetensors", model_fingerprint="e" * 32)
     out = tmp_path / "r.html"
     for path, options, words in (
         (weights, {"weights": weights}, "--weights has no effect"),
         (weights, {"tokenizer": tmp_path}, "--tokenizer has no effect"),
-        (cache, {"weights": other}, "top_k 25"),
+        (cache, {"weights": other}, "top_k 25.*; calibrate again$"),
+        (cache, {"weights": sibling}, "or give --accept-other-model if it is a fine-tuned"),
+        (cache, {"accept_other_model": True}, "--accept-other-model has no effect without --weights"),
         (cache, {"tokenizer": tmp_path}, "has no tokenizer that can be read"),
     ):
         with pytest.raises(InputError, match=words):
             report(path, out, **options)
+    assert report(cache, out, weights=sibling, accept_other_model=True)[0] == out
 
 
 def test_a_sample_of_rows_is_a_fair_one() -> None:
