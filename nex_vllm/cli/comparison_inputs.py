@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from typer import echo
 
 from nex_vllm.algorithm.learned import LearnedSelector
@@ -35,6 +36,7 @@ from nex_vllm.storage import (
 )
 
 DEFAULT_TOP_K, DEFAULT_ROW_TOKENS = 2000, 32
+_WEIGHTS_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ def read_scoring(
 ) -> Scoring:
     """Read weights and calibration and see that they fit the model, each other, and how rows are to be recorded.
 
+    Given both, the weights are to be what the calibration gives.
+
     Args:
         model: what is sampled from.
         weights: the weights file; by default the weights are learned from the calibration.
@@ -225,6 +229,8 @@ def read_scoring(
     else:
         made_with["calibration"] = str(calibration)
         scoring = _with_calibration(reader, file, learned, made_with, top_k, row_tokens)
+        if file is not None and scoring.evidence is not None:
+            _check_learned_from(NeuronWeights(file.keys, file.weights), scoring.evidence, weights, calibration)
     return replace(scoring, part=PartName(part), reasoning_end=reasoning_end)
 
 
@@ -254,6 +260,24 @@ def _with_calibration(
                 f"`nex-vllm inspect {reader.directory}`, and record longer or more responses"
             )
     return Scoring(learned, evidence, diagnose(calibration), top_k, row_tokens, made_with)
+
+
+def _check_learned_from(
+    weights: NeuronWeights, evidence: Evidence, weights_path: Path | None, calibration: Path | None
+) -> None:
+    """Refuse weights beside a calibration that gives others: intervals and diagnostics would be about those.
+
+    Raises:
+        InputError: keys differ, or a value does by more than 1e-6.
+    """
+    learned = evidence.weights()
+    same_keys = np.array_equal(weights.keys, learned.keys)
+    if not same_keys or not np.allclose(weights.weights, learned.weights, rtol=0.0, atol=_WEIGHTS_TOLERANCE):
+        raise InputError(
+            f"the weights {weights_path} were not learned from the calibration cache {calibration} as it is now; give "
+            f"the cache that they are from, or leave out --weights or --calibration, or learn them again (`nex-vllm "
+            f"calibrate --from-cache {calibration} --out WEIGHTS`)"
+        )
 
 
 def _counted(reader: CacheReader, bar: Any) -> Any:
