@@ -21,7 +21,7 @@ from nex_vllm.errors import InputError
 from nex_vllm.evaluation.choices import WHY_LEFT_OUT
 from nex_vllm.evaluation.diagnostics import diagnose
 from nex_vllm.evaluation.evidence import Evidence, gather_evidence, prompt_ids
-from nex_vllm.evaluation.grading import DEFAULT_EXTRACT, check_extract, check_grader, suitable_grader
+from nex_vllm.evaluation.grading import DEFAULT_EXTRACT, check_answers, check_extract, check_grader, suitable_grader
 from nex_vllm.evaluation.problems import ProblemSet
 from nex_vllm.storage import (
     CacheReader,
@@ -51,7 +51,8 @@ def choose_grading(grader: str | None, extract: str | None, problems: ProblemSet
     """Return what is asked for or, where nothing is, what suits the answers; the latter is said.
 
     Raises:
-        InputError: there is nothing to grade by, no such grader or extraction, or the grader needs an extraction.
+        InputError: there is nothing to grade by, no such grader or extraction, the grader needs an extraction, or it
+            cannot read a right answer.
     """
     answers = [problem.answer for problem in problems.problems if problem.answer is not None]
     if grader is not None and not answers:
@@ -72,6 +73,8 @@ def choose_grading(grader: str | None, extract: str | None, problems: ProblemSet
         check_extract(taken)
     if used is not None and grader is None:
         check_grader(used)
+    if used is not None:
+        check_answers(used, [(each.id, each.answer) for each in problems.problems if each.answer is not None])
     if used is not None and (grader is None or extract is None):
         by = "" if taken is None else f", answers taken from responses by --extract {taken}"
         echo(f"grading by --grader {used}{by}", err=True)
@@ -191,6 +194,8 @@ def read_scoring(
     accept_other_model: bool,
 ) -> Scoring:
     """Read weights and calibration and see that they fit the model, each other, and how rows are to be recorded.
+
+    Given both, the weights are to be what the calibration gives.
 
     Args:
         model: what is sampled from.

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nex_vllm.cli.comparison_inputs import choose_grading
+from nex_vllm.errors import InputError
+from nex_vllm.evaluation.problems import load_problems
 from nex_vllm.storage import (
     SelectorFile,
     load_selector,
@@ -90,3 +93,11 @@ def test_how_questions_are_asked_is_said(
     path = write_lines(tmp_path / "own.jsonl", [{"question": "x", "answer": "1"}])
     given[given.index("--problems") + 1] = path
     assert f"note: {path} is read as questions with answers; each question ends with: Please" in run(*given).err
+
+
+def test_a_right_answer_that_the_grader_cannot_read_is_found_before_anything_is_sampled(tmp_path: Path) -> None:
+    lines = [{"id": "a", "prompt": "1 + 1", "answer": "2"}, {"id": "b", "prompt": "many", "answer": "25 apples"}]
+    path = write_lines(tmp_path / "problems.jsonl", lines)
+    with pytest.raises(InputError, match="problem 'b' is '25 apples', which --grader numeric cannot read"):
+        choose_grading("numeric", None, load_problems(str(path)), str(path))
+    assert choose_grading("exact", "boxed", load_problems(str(path)), str(path)).grader == "exact"

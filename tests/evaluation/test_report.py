@@ -21,6 +21,7 @@ from nex_vllm.errors import InputError
 from nex_vllm.evaluation.report import ReportPlan, write_report
 from nex_vllm.evaluation.report.figures import RowSample, count_in_bins, describe_weights
 from nex_vllm.evaluation.report.page import render_page
+from nex_vllm.evaluation.report.pictures import choose_pictures, draw_picture
 from nex_vllm.evaluation.report.responses import ShownResponses, encode_json
 from nex_vllm.evaluation.report.row_texts import RowCutter, load_tokenizer
 from nex_vllm.evaluation.report.sources import find_source
@@ -332,6 +333,18 @@ def test_the_pictures_are_beside_the_page_and_not_blank(pages: dict[str, Path], 
         pixels = imread(io.BytesIO(path.read_bytes()))
         assert pixels.shape[1] == 7 * 150
         assert pixels.std() > 0.02
+
+
+def test_names_in_a_picture_are_no_mathematics(tmp_path: Path) -> None:
+    directory = write_comparison_directory(tmp_path / "comparison")
+    outcome = directory / "comparison.json"
+    fields = json.loads(outcome.read_text())
+    fields["selectors"][r"$\frac{1}{0$"] = fields["selectors"]["nex"]
+    outcome.write_text(json.dumps(fields))
+    plan = ReportPlan(directory, tmp_path / "r.html")
+    describe, _ = find_source(plan)
+    draw = choose_pictures(describe(plan, "nex-vllm test", lambda _: _NoBar()))["selectors"]
+    assert draw_picture(draw).startswith(b"\x89PNG")
 
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
