@@ -298,6 +298,7 @@ def report(
     weights: options.OptionalWeights = None,
     tokenizer: options.TokenizerFolder = None,
     responses: options.ShownResponses = 1000,
+    accept_other_model: options.AcceptOtherModel = False,
     force: options.Force = False,
 ) -> None:
     """Draw what was recorded, learned or compared: one HTML page, and pictures beside it.
@@ -308,7 +309,7 @@ def report(
     from nex_vllm.cli import reporting
     from nex_vllm.evaluation.report import ReportPlan
 
-    reporting.run_report(ReportPlan(path, out, weights, tokenizer, responses, force))
+    reporting.run_report(ReportPlan(path, out, weights, tokenizer, responses, force, accept_other_model))
 
 
 @app.command(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from typer import echo
 
 from nex_vllm.algorithm.learned import LearnedSelector
@@ -20,7 +21,7 @@ from nex_vllm.errors import InputError
 from nex_vllm.evaluation.choices import WHY_LEFT_OUT
 from nex_vllm.evaluation.diagnostics import diagnose
 from nex_vllm.evaluation.evidence import Evidence, gather_evidence, prompt_ids
-from nex_vllm.evaluation.grading import DEFAULT_EXTRACT, check_extract, check_grader, suitable_grader
+from nex_vllm.evaluation.grading import DEFAULT_EXTRACT, check_answers, check_extract, check_grader, suitable_grader
 from nex_vllm.evaluation.problems import ProblemSet
 from nex_vllm.storage import (
     CacheReader,
@@ -33,6 +34,7 @@ from nex_vllm.storage import (
     load_selector,
     load_weights,
 )
+from nex_vllm.storage.weights import weights_digest
 
 DEFAULT_TOP_K, DEFAULT_ROW_TOKENS = 2000, 32
 
@@ -49,7 +51,8 @@ def choose_grading(grader: str | None, extract: str | None, problems: ProblemSet
     """Return what is asked for or, where nothing is, what suits the answers; the latter is said.
 
     Raises:
-        InputError: there is nothing to grade by, no such grader or extraction, or the grader needs an extraction.
+        InputError: there is nothing to grade by, no such grader or extraction, the grader needs an extraction, or it
+            cannot read a right answer.
     """
     answers = [problem.answer for problem in problems.problems if problem.answer is not None]
     if grader is not None and not answers:
@@ -70,6 +73,8 @@ def choose_grading(grader: str | None, extract: str | None, problems: ProblemSet
         check_extract(taken)
     if used is not None and grader is None:
         check_grader(used)
+    if used is not None:
+        check_answers(used, [(each.id, each.answer) for each in problems.problems if each.answer is not None])
     if used is not None and (grader is None or extract is None):
         by = "" if taken is None else f", answers taken from responses by --extract {taken}"
         echo(f"grading by --grader {used}{by}", err=True)
@@ -115,7 +120,9 @@ def read_learned(path: Path | None, names: Sequence[str]) -> SelectorFile | None
     return load_selector(path)
 
 
-def fitting_selector(file: SelectorFile | None, source: Path | None, meta: Mapping[str, Any]) -> LearnedSelector | None:
+def fitting_selector(
+    file: SelectorFile | None, source: Path | None, meta: Mapping[str, Any], *, has_weights: bool = True
+) -> LearnedSelector | None:
     """Return a learned selector; refuse one that was fitted to signals that were measured otherwise.
 
     A table from elsewhere does not say how its signals were measured.
@@ -124,6 +131,7 @@ def fitting_selector(file: SelectorFile | None, source: Path | None, meta: Mappi
         file: the selector's file; None without one.
         source: its path.
         meta: what signals are measured with, by name; what is not there is taken to fit.
+        has_weights: whether candidates will be scored; a table without scores lacks a signal, which is said otherwise.
 
     Raises:
         InputError: something that its signals depend on differs.
@@ -138,8 +146,10 @@ def fitting_selector(file: SelectorFile | None, source: Path | None, meta: Mappi
         top_k=meta.get("top_k", file.top_k),
         part=meta.get("part", file.part),
         reasoning_end=meta.get("reasoning_end", file.reasoning_end),
-        has_weights=True,  # a missing score is a missing signal, which is said otherwise
+        has_weights=has_weights,
         source=source or "",
+        weights_digest=meta.get("weights_digest"),
+        weights_flag="--weights or --calibration",
     )
     return file.selector
 
@@ -168,6 +178,11 @@ class Scoring:
     part: PartName = PartName.ALL
     reasoning_end: str = ""
 
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the weights; None without scores."""
+        return None if self.weights is None else weights_digest(self.weights)
+
 
 def read_scoring(
     model: ModelFacts,
@@ -179,6 +194,8 @@ def read_scoring(
     accept_other_model: bool,
 ) -> Scoring:
     """Read weights and calibration and see that they fit the model, each other, and how rows are to be recorded.
+
+    Given both, the weights are to be what the calibration gives.
 
     Args:
         model: what is sampled from.
@@ -205,6 +222,7 @@ def read_scoring(
             top_k=top_k,
             row_tokens=row_tokens,
             source=weights or "",
+            flags={"top_k": "--top-k", "row_tokens": "--row-tokens", "accept_other_model": "--accept-other-model"},
             accept_other_model=accept_other_model,
         )
     part, reasoning_end = (recorded.part, recorded.reasoning_end) if recorded else (PartName.ALL, "")
@@ -243,6 +261,8 @@ def _with_calibration(
     with progress_bar(len(reader), "response") as bar:
         calibration = gather_evidence(_counted(reader, bar), prompt_ids(reader), **options)
     evidence = calibration.evidence
+    if file is not None:
+        _check_learned_from(file, evidence, reader)
     if learned is None:
         learned = evidence.weights()
         if not len(learned.keys):
@@ -251,6 +271,22 @@ def _with_calibration(
                 f"`nex-vllm inspect {reader.directory}`, and record longer or more responses"
             )
     return Scoring(learned, evidence, diagnose(calibration), top_k, row_tokens, made_with)
+
+
+def _check_learned_from(file: WeightsFile, evidence: Evidence, reader: CacheReader) -> None:
+    """Refuse a calibration that did not give these weights: its diagnostics and intervals would be of other ones.
+
+    Raises:
+        InputError: the two differ.
+    """
+    learned = evidence.weights()
+    if np.array_equal(learned.keys, file.keys) and np.allclose(learned.weights, file.weights, rtol=0, atol=1e-6):
+        return
+    raise InputError(
+        f"the weights given by --weights ({len(file.keys)} neurons) are not those that the calibration "
+        f"{reader.directory} gives ({len(learned.keys)} neurons), so its diagnostics and intervals would be of other "
+        "weights; leave out --calibration, or leave out --weights to score with the calibration's own"
+    )
 
 
 def _counted(reader: CacheReader, bar: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -150,7 +150,12 @@ def cache_meta(plan: RecordingPlan, inputs: RecordingInputs) -> CacheMeta:
 
 
 def record_into_cache(
-    plan: RecordingPlan, directory: Path, inputs: RecordingInputs | None = None, *, signals: bool = False
+    plan: RecordingPlan,
+    directory: Path,
+    inputs: RecordingInputs | None = None,
+    *,
+    signals: bool = False,
+    when_locked: Callable[[], None] | None = None,
 ) -> int:
     """Bring a cache to where it has every response that is wanted; return how many were sampled for that.
 
@@ -159,6 +164,7 @@ def record_into_cache(
         directory: the cache.
         inputs: what the plan names, where it was read before.
         signals: whether the signals that a choice can be made by are kept with each response.
+        when_locked: called before anything is sampled, when no other process can write to the cache.
 
     Raises:
         InputError: prompts, model, flags or cache are unusable; found before the engine starts, a prompt that is too
@@ -171,6 +177,8 @@ def record_into_cache(
     with _removed_if_empty(directory):
         try:
             with CacheWriter(directory, cache_meta(plan, inputs)) as writer:
+                if when_locked is not None:
+                    when_locked()
                 _check_same_prompts(directory, wanted)
                 missing = [response for response in wanted if response.id not in writer.finished]
                 num_before = len(wanted) - len(missing)

@@ -75,6 +75,7 @@ def run_score(plan: ScoringPlan) -> None:
         num_layers=model.num_layers,
         intermediate_size=model.intermediate_size,
         top_k=weights.meta.top_k,
+        flags={"accept_other_model": "--accept-other-model"},
         accept_other_model=plan.accept_other_model,
         source=plan.weights,
     )

@@ -35,6 +35,7 @@ from nex_vllm.storage import (
     load_weights,
     model_fingerprint,
 )
+from nex_vllm.storage.weights import weights_digest
 
 logger = logging.getLogger("vllm.nex")
 
@@ -223,11 +224,11 @@ def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
         _check_weights(file, path, resolved, config)
         _log_diagnostics(file, path)
     if selector is not None and selector_path is not None:
-        _check_selector(selector, selector_path, resolved)
+        _check_selector(selector, selector_path, resolved, None if file is None else weights_digest(file))
     return resolved
 
 
-def _check_selector(file: SelectorFile, path: Path, settings: ResolvedSettings) -> None:
+def _check_selector(file: SelectorFile, path: Path, settings: ResolvedSettings, digest: str | None) -> None:
     """Refuse a learned selector that reads what this engine does not have or measures otherwise."""
     if file.extract is not None:
         try:
@@ -244,6 +245,7 @@ def _check_selector(file: SelectorFile, path: Path, settings: ResolvedSettings) 
         source=path,
         part=settings.part,
         reasoning_end=settings.reasoning_end or "",
+        weights_digest=digest,
     )
     if "logprob" in file.selector.needs and settings.logprobs_mode != OWN_LOGPROBS:
         raise InputError(

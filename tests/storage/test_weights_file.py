@@ -241,12 +241,19 @@ def test_weights_fit_what_is_served_or_are_refused_with_both_values() -> None:
     assert not check_fits(make_weights(), **served)
     assert not check_fits(make_weights(), **served, row_tokens=8)
     assert check_fits(make_weights(), **served | {"model_fingerprint": "e" * 32}, accept_other_model=True)
-    words = "w was calibrated on 'tiny' with row_tokens 8, but what is served has row_tokens 32; set row_tokens to 8"
+    words = (
+        "w was calibrated on 'tiny' with row_tokens 8, but what is served has row_tokens 32; set --nex-row-tokens to 8"
+    )
     assert_refused(words, check_fits, make_weights(), **served, row_tokens=32, source="w")
     reasoning = dataclasses.replace(WEIGHTS_META, part="reasoning", reasoning_end="</think>")
     thinking = WeightsFile(KEYS, WEIGHTS, reasoning)
     assert not check_fits(thinking, **served, part="reasoning", reasoning_end="</think>")
-    words = "with part 'reasoning', but what is served has part 'all'; set part to reasoning"
+    words = "with row_tokens 8, but what is served has row_tokens 32; calibrate again"
+    assert_refused(words, check_fits, make_weights(), **served, row_tokens=32, flags={})
+    words = "or give --accept-other-model if it is a fine-tuned"
+    other = served | {"model_fingerprint": "e" * 32}
+    assert_refused(words, check_fits, make_weights(), **other, flags={"accept_other_model": "--accept-other-model"})
+    words = "with part 'reasoning', but what is served has part 'all'; set --nex-part to reasoning"
     assert_refused(words, check_fits, thinking, **served, part="all")
     words = "with part 'all', but what is served has part 'reasoning'"
     assert_refused(words, check_fits, make_weights(), **served, part="reasoning", reasoning_end="</think>")
