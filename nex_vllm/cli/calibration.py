@@ -63,7 +63,7 @@ class LearningPlan:
 class Learner:
     """Learns from each response that it is given, and keeps its sums but not its rows; a `ResponseSink`.
 
-    The sums are for the diagnostics; `CalibrationBuilder` says what memory they take.
+    The sums are for the diagnostics; they grow with the number of responses, and `CalibrationBuilder` says how.
 
     Responses of one uninterrupted run come in the order in which they end, and a cache gives them back in that order:
     learning at once and learning from the cache add the same numbers in the same order.

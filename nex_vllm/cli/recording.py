@@ -20,7 +20,7 @@ from nex_vllm.cli.outcome import InterruptedRunError, undone_when_interrupted
 from nex_vllm.cli.report import format_percent, progress_bar
 from nex_vllm.cli.session import EngineRequest, EngineResult, Session
 from nex_vllm.errors import InputError, NexError
-from nex_vllm.storage import CachedResponse, CacheMeta, CacheReader, CacheWriter, Prompt, read_prompts
+from nex_vllm.storage import CachedResponse, CacheMeta, CacheReader, CacheWriter, Prompt, read_prompts, response_id
 
 LARGE_TOP_K_SHARE = 0.05
 """A warning is due above this share of a model's neurons; the paper's models keep less than one in a hundred."""
@@ -111,7 +111,7 @@ def wanted_responses(prompts: list[Prompt], plan: RecordingPlan) -> list[WantedR
     """List the responses of a run in the order of the prompts; no two have the same id, since prompts do not."""
     return [
         WantedResponse(
-            prompt.id if plan.samples == 1 else f"{prompt.id}-{k}", prompt, plan.seed + number * plan.samples + k
+            prompt.id if plan.samples == 1 else response_id(prompt.id, k), prompt, plan.seed + number * plan.samples + k
         )
         for number, prompt in enumerate(prompts)
         for k in range(plan.samples)
