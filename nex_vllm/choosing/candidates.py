@@ -112,7 +112,7 @@ class FollowedCandidate:
         # Wherever in the response it is, a number that is none means that the model computed no text.
         total = float(records.masses[:, 2].sum())
         complete = len(records) == self.num_tokens
-        # Masses come with the last token, so an aborted response has none.
+        # Gathered masses come with the last token, which an aborted response does not have.
         if not complete and self.finish_reason != "abort":
             self.unscored = f"NEX recorded {len(records)} of {self.num_tokens} tokens of candidate {self.index}."
             logger.error("%s It stays unscored.", self.unscored)
