@@ -26,8 +26,7 @@ MEANINGS: Mapping[str, str] = {
     "every neuron is new",
     "late_bad_mass": "share of the bad mass in the last tenth of the responses: much of it means that endings decide",
     "score_spread": "standard deviation of the scores within a prompt: what a choice has to go by",
-    "score_noise": "standard deviation of what a score changes by when the same response is scored in another batch; "
-    "`nex-vllm compare` measures it",
+    "score_noise": "standard deviation of what a score changes by when the same response is scored in another batch",
 }
 """What each diagnostic says, in the order in which they are shown."""
 
