@@ -31,6 +31,8 @@ def _fold_flags(args: argparse.Namespace) -> None:
         "extract",
         "deepconf_window",
         "selector_file",
+        "part",
+        "reasoning_end",
     )
     flags = {name: getattr(args, f"nex_{name}", None) for name in names}
     given = {name: value for name, value in flags.items() if value is not None}
@@ -70,6 +72,16 @@ def _accept_flags(engine_args: Any) -> None:
         )
         group.add_argument(
             "--nex-selector", dest="nex_selector_file", metavar="FILE", help="Learned selector from `nex-vllm fit`."
+        )
+        group.add_argument(
+            "--nex-part",
+            choices=["all", "reasoning"],
+            help="Which part of an answer counts: all, or until its thinking ends (default: the weights').",
+        )
+        group.add_argument(
+            "--nex-reasoning-end",
+            metavar="TEXT",
+            help="The text that ends the thinking (default: the weights', or the reasoning parser's).",
         )
         # None where they are not given, so that what stands in --additional-config counts.
         group.add_argument(

@@ -170,8 +170,9 @@ def medoid_distances(traces: Sequence[CandidateTrace]) -> Values:
 def votes(traces: Sequence[CandidateTrace], weigh: Callable[[CandidateTrace], float | None]) -> Values:
     """Return the votes for each candidate's answer: the weights of all candidates that gave it, added up.
 
-    A failed candidate does not vote and has no value. One without an answer, or whose voters have no weight, has 0
-    votes; where no voter has a weight, nobody has a value.
+    A failed candidate does not vote and has no value, nor has one without an answer, unless none of those that
+    finished has one: then all have 0. An answer whose voters have no weight has 0 votes; where no voter has a weight,
+    nobody has a value.
     """
     voters: dict[str, list[float]] = {}
     weights = [weigh(trace) if trace.finished else None for trace in traces]
@@ -183,8 +184,13 @@ def votes(traces: Sequence[CandidateTrace], weigh: Callable[[CandidateTrace], fl
     # fsum: two groups with the same weights in another order are equal.
     totals = {answer: math.fsum(weights) for answer, weights in voters.items()}
 
-    def received(trace: CandidateTrace) -> float:
-        return 0.0 if trace.answer is None else totals.get(trace.answer, 0.0)
+    # A candidate without an answer is in no group, not in one of 0 votes: any that has an answer goes before it.
+    anybody_answered = any(trace.finished and trace.answer is not None for trace in traces)
+
+    def received(trace: CandidateTrace) -> float | None:
+        if trace.answer is None:
+            return None if anybody_answered else 0.0
+        return totals.get(trace.answer, 0.0)
 
     return [received(trace) if trace.finished else None for trace in traces]
 

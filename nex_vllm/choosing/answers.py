@@ -80,20 +80,25 @@ def parse_extraction(word: str) -> Extraction:
     return Extraction(word, functools.partial(_on_line, detail.strip()) if kind == "line" else _by_pattern(detail))
 
 
-_ENCLOSING = " \t\n*`$"
+# What may stand in front of an answer, and behind it, the latter from right to left.
+_OPENING = re.compile(r"(?:[ \t\n*`$]|\\\()*")
+_CLOSING_BACKWARDS = re.compile(r"(?:[ \t\n*`$.]|\)\\)*")
 
 
 def one_form(answer: str) -> str | None:
     """Return an answer in its one form; None where nothing of it is left."""
-    enclosed, answer = None, " ".join(answer.split())
-    while answer != enclosed:
-        enclosed = answer
-        answer = answer.lstrip(_ENCLOSING).rstrip(_ENCLOSING + ".").removeprefix(r"\(").removesuffix(r"\)")
+    answer = _without_front(" ".join(answer.split()), _OPENING)
+    answer = _without_front(answer[::-1], _CLOSING_BACKWARDS)[::-1]
     per_cent = answer.endswith("%")
     number = as_number(answer.removesuffix("%").removesuffix("\\").rstrip() if per_cent else answer)
     if number is not None:
         return f"{number}%" if per_cent else number
     return answer or None
+
+
+def _without_front(text: str, front: re.Pattern[str]) -> str:
+    found = front.match(text)
+    return text if found is None else text[found.end() :]
 
 
 _BRACE = re.compile(r"\\boxed[ ]?\{|\\.|[{}]", re.DOTALL)

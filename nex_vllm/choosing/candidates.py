@@ -15,6 +15,7 @@ from nex_vllm.algorithm.signals import FAILED_FINISH_REASONS, SIGNALS, Candidate
 from nex_vllm.choosing.checked import CheckedRequest
 from nex_vllm.choosing.choice import choose
 from nex_vllm.choosing.offer import TOKEN_STATS
+from nex_vllm.choosing.part import ReasoningEnd
 from nex_vllm.choosing.row_builder import RowBuilder
 from nex_vllm.choosing.selection import Candidate, Selection
 from nex_vllm.records import MASS_BYTES, RESPONSE_MASSES, TokenRecords
@@ -35,7 +36,9 @@ NEX_FAILED = "NEX failed on this request, and it was answered without scores; th
 class FollowedCandidate:
     """One candidate while it is generated: what its tokens' records add up to."""
 
-    def __init__(self, group: CandidateGroup, index: int, num_forced: int | None) -> None:
+    def __init__(
+        self, group: CandidateGroup, index: int, num_forced: int | None, reasoning: ReasoningEnd | None
+    ) -> None:
         self.group = group
         self.index = index
         self.finish_reason: str | None = None
@@ -43,13 +46,19 @@ class FollowedCandidate:
         self.text = ""
         self.unscored: str | None = None
         self._num_forced = num_forced
-        self._num_recorded = 0
-        self._masses = np.zeros(3)
+        self._reasoning = reasoning
+        # Of all tokens, counted or not: a record that got lost must show.
         self._packed_masses: list[bytes] = []
+        self._num_with_more = 0
         self._stats: list[npt.NDArray[np.float32]] = []
         self._rows: RowBuilder | None = None
         if "keys" in group.needs:
             self._rows = RowBuilder(group.offer.row_tokens, keep_rows=group.options.return_rows)
+
+    def take(self, new_token_ids: Sequence[int]) -> None:
+        """Take the tokens that a step brought, before their records: they tell which tokens count."""
+        if self._reasoning is not None and self._num_forced is None:
+            self._reasoning.take(new_token_ids)
 
     def add(self, packed: Mapping[str, bytes] | bytes, num_tokens: int) -> None:
         """Take the records that came with ``num_tokens`` new tokens.
@@ -66,12 +75,15 @@ class FollowedCandidate:
         records = TokenRecords.unpack(packed)
         if self._num_forced is None:
             records = records.first(num_tokens)
-        self._num_recorded += len(records)
-        self._masses += records.masses.sum(axis=0)
-        if records.stats is not None and self.group.reads_stats:
-            self._stats.append(records.stats)
-        if self._rows is not None and records.keys is not None:
-            self._rows.add(records)
+        self._packed_masses.append(records.masses.tobytes())
+        counted = records
+        if self._reasoning is not None:
+            counted = records.first(max(0, self._reasoning.num_counted - self._num_with_more))
+            self._num_with_more += len(records)
+        if counted.stats is not None and self.group.reads_stats:
+            self._stats.append(counted.stats)
+        if self._rows is not None and counted.keys is not None:
+            self._rows.add(counted)
 
     def end(self, finish_reason: str, token_ids: list[int], text: str) -> None:
         """Note how the candidate ended."""
@@ -84,6 +96,11 @@ class FollowedCandidate:
         """Tokens of the response."""
         return len(self.token_ids) if self._num_forced is None else self._num_forced
 
+    @property
+    def num_scored_tokens(self) -> int:
+        """Those of them that count."""
+        return self.num_tokens if self._reasoning is None else self._reasoning.num_counted
+
     def result(self) -> Candidate:
         """Return the candidate as the user sees it.
 
@@ -91,22 +108,22 @@ class FollowedCandidate:
         """
         records = TokenRecords.unpack(b"".join(self._packed_masses))
         self._packed_masses.clear()
-        self._num_recorded += len(records)
-        self._masses += records.masses.sum(axis=0)
-        masses = Masses(*self._masses.tolist())
-        complete = self._num_recorded == self.num_tokens
-        # Masses come with the last token, so an aborted response has none.
+        masses = Masses(*records.first(self.num_scored_tokens).masses.sum(axis=0).tolist())
+        # Wherever in the response it is, a number that is none means that the model computed no text.
+        total = float(records.masses[:, 2].sum())
+        complete = len(records) == self.num_tokens
+        # Gathered masses come with the last token, which an aborted response does not have.
         if not complete and self.finish_reason != "abort":
-            self.unscored = f"NEX recorded {self._num_recorded} of {self.num_tokens} tokens of candidate {self.index}."
+            self.unscored = f"NEX recorded {len(records)} of {self.num_tokens} tokens of candidate {self.index}."
             logger.error("%s It stays unscored.", self.unscored)
-        if not math.isfinite(masses.tot):
+        if not math.isfinite(total):
             # What the model computed is no text at all: like a request that vLLM itself could not finish.
             self.finish_reason, complete = FAILED, False
             logger.error(
                 "Candidate %d failed: a neuron's activation is not a finite number (their total is %g). "
                 "Look at the model's weights and its dtype.",
                 self.index,
-                masses.tot,
+                total,
             )
         if complete and self.group.offer.has_weights:
             # The worker sends NaN for these two, and only these, once the model's weights have changed.
@@ -123,6 +140,8 @@ class FollowedCandidate:
             finish_reason=self.finish_reason,
             text=self.text,
             token_ids=self.token_ids,
+            num_scored_tokens=self.num_scored_tokens,
+            reasoning_ended=None if self._reasoning is None else self._reasoning.reached,
             sums=self._rows.sums() if self._rows is not None and options.return_sums else None,
             rows=self._rows.rows(str(self.index)) if self._rows is not None and options.return_rows else None,
         )
@@ -130,7 +149,7 @@ class FollowedCandidate:
     def trace(self, candidate: Candidate) -> CandidateTrace:
         """Return what signals are measured on; what was not recorded in full is left out."""
         stats = np.concatenate(self._stats) if self._stats else None
-        if stats is not None and len(stats) != candidate.num_tokens:
+        if stats is not None and len(stats) != candidate.num_scored_tokens:
             stats = None
         # Every token's keys come with its masses, whose total is missing where they are not complete.
         has_keys = self._rows is not None and candidate.tot_mass is not None
@@ -159,9 +178,15 @@ class CandidateGroup:
         self.failed = False
         self._followed: dict[int, FollowedCandidate] = {}
 
-    def follow(self, index: int, num_forced: int | None) -> FollowedCandidate:
-        """Take up candidate ``index``; ``num_forced`` is the length of a given response."""
-        self._followed[index] = FollowedCandidate(self, index, num_forced)
+    def follow(self, index: int, num_forced: int | None, reasoning: ReasoningEnd | None = None) -> FollowedCandidate:
+        """Take up a candidate.
+
+        Args:
+            index: its place among the n.
+            num_forced: the length of a given response; None for a sampled one.
+            reasoning: where only the reasoning counts, what finds its end; it has been through a given response.
+        """
+        self._followed[index] = FollowedCandidate(self, index, num_forced, reasoning)
         return self._followed[index]
 
     def deliver(self, output: Any) -> None:

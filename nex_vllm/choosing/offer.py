@@ -27,6 +27,8 @@ class EngineOffer:
         extract: how answers are found in responses, in the words of :func:`parse_extraction`; None where they are not.
         deepconf_window: tokens of a group of DeepConf.
         coefficients: those of its learned selector, by signal; None without one.
+        reasoning_end: the text that ends the part of a response that counts; None where all of it does.
+        reasoning_end_token: the one token that spells that text always; None where others may.
     """
 
     row_tokens: int
@@ -34,6 +36,8 @@ class EngineOffer:
     extract: str | None = None
     deepconf_window: int = 2048
     coefficients: Mapping[str, float] | None = None
+    reasoning_end: str | None = None
+    reasoning_end_token: int | None = None
 
     @property
     def extraction(self) -> Extraction | None:

@@ -34,7 +34,7 @@ class Candidate:
         pos_mass: activation mass on good neurons (eq. 12); None where the score is.
         abs_mass: activation mass on good and bad neurons (eq. 13); None where the score is.
         tot_mass: activation mass on all kept neurons; None where not every token was recorded.
-        num_tokens: tokens of the response, the end-of-sequence token included.
+        num_tokens: tokens of the whole response, the end-of-sequence token included.
         finish_reason: vLLM's reason: ``stop``, ``length``, ``abort``, ``error``.
         text: the response as plain vLLM returns it.
         token_ids: the response's tokens.
@@ -43,6 +43,10 @@ class Candidate:
         answer: the answer found in ``text``, in its one form, where something reads it; None too where there is none.
         signals: by name, every signal that the engine can measure, where asked for by ``nex_return_signals``; None for
             a signal that this candidate lacks.
+        num_scored_tokens: how many of its tokens count for masses, rows and signals, from the first: all, or those of
+            the reasoning. None where NEX failed on the request.
+        reasoning_ended: where only the reasoning counts, whether its end came; where it did not, the whole response
+            counts. None where everything does.
     """
 
     index: int
@@ -58,6 +62,8 @@ class Candidate:
     rows: ResponseRows | None = field(default=None, repr=False)
     answer: str | None = None
     signals: dict[str, float | None] | None = field(default=None, repr=False)
+    num_scored_tokens: int | None = None
+    reasoning_ended: bool | None = None
 
 
 @dataclass(slots=True)

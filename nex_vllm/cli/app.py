@@ -14,7 +14,7 @@ import typer
 
 from nex_vllm.cli import engine_options, options
 from nex_vllm.cli.engine_options import Command, EngineCommand, words_after_dashes
-from nex_vllm.cli.options import CreditName
+from nex_vllm.cli.options import CreditName, PartName
 from nex_vllm.cli.quiet import quiet_vllm
 from nex_vllm.errors import InputError
 
@@ -72,6 +72,8 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     samples: options.Samples = 4,
     top_k: options.TopK = 2000,
     row_tokens: options.RowTokens = 32,
+    part: options.Part = PartName.ALL,
+    reasoning_end: options.ReasoningEnd = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = 0.7,
     top_p: options.TopP = 0.9,
@@ -118,6 +120,8 @@ def record(  # noqa: PLR0913, PLR0917 - one argument per flag
     samples: options.Samples = 4,
     top_k: options.TopK = 2000,
     row_tokens: options.RowTokens = 32,
+    part: options.Part = PartName.ALL,
+    reasoning_end: options.ReasoningEnd = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = 0.7,
     top_p: options.TopP = 0.9,
@@ -294,6 +298,7 @@ def report(
     weights: options.OptionalWeights = None,
     tokenizer: options.TokenizerFolder = None,
     responses: options.ShownResponses = 1000,
+    accept_other_model: options.AcceptOtherModel = False,
     force: options.Force = False,
 ) -> None:
     """Draw what was recorded, learned or compared: one HTML page, and pictures beside it.
@@ -304,7 +309,7 @@ def report(
     from nex_vllm.cli import reporting
     from nex_vllm.evaluation.report import ReportPlan
 
-    reporting.run_report(ReportPlan(path, out, weights, tokenizer, responses, force))
+    reporting.run_report(ReportPlan(path, out, weights, tokenizer, responses, force, accept_other_model))
 
 
 @app.command(

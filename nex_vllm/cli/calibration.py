@@ -63,7 +63,7 @@ class LearningPlan:
 class Learner:
     """Learns from each response that it is given, and keeps its sums but not its rows; a `ResponseSink`.
 
-    The sums are for the diagnostics; `CalibrationBuilder` says what memory they take.
+    The sums are for the diagnostics; they grow with the number of responses, and `CalibrationBuilder` says how.
 
     Responses of one uninterrupted run come in the order in which they end, and a cache gives them back in that order:
     learning at once and learning from the cache add the same numbers in the same order.
@@ -112,7 +112,7 @@ def run_calibrate(recording: RecordingPlan, learning: LearningPlan, cache: Path 
             "nothing is kept; with --cache DIR the responses that have ended would be, and the same command would go "
             "on from there"
         ) from None
-    _write_weights(learner, learning, cache_meta(recording, inputs.model))
+    _write_weights(learner, learning, cache_meta(recording, inputs))
 
 
 def run_calibrate_from_cache(directory: Path, plan: LearningPlan) -> None:
@@ -160,6 +160,8 @@ def _write_weights(learner: Learner, plan: LearningPlan, recorded: CacheMeta) ->
         intermediate_size=recorded.intermediate_size,
         top_k=recorded.top_k,
         row_tokens=recorded.row_tokens,
+        part=recorded.part,
+        reasoning_end=recorded.reasoning_end,
         rho=plan.rho,
         min_run=plan.min_run,
         credit=plan.credit,

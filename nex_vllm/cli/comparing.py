@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from typer import echo
 
@@ -32,9 +33,15 @@ from nex_vllm.evaluation.comparison import Resampling, compare, selector_names
 from nex_vllm.evaluation.picture import draw_comparison
 from nex_vllm.evaluation.problems import ProblemSet, load_problems
 from nex_vllm.evaluation.tabulation import grade_table, sums_of_candidates, tabulate
-from nex_vllm.storage import CacheReader, CandidateTable, read_candidates, write_candidates
-from nex_vllm.storage.comparison_file import Comparison, write_comparison
-from nex_vllm.storage.comparison_settings import SETTINGS_NAME, ComparisonSettings, check_or_write_settings
+from nex_vllm.storage import CacheReader, CandidateTable, Diagnostics, read_candidates, write_candidates
+from nex_vllm.storage.comparison_file import Comparison, read_comparison, write_comparison
+from nex_vllm.storage.comparison_settings import (
+    SETTINGS_NAME,
+    ComparisonSettings,
+    canonical_options,
+    check_settings,
+    write_settings,
+)
 
 TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME = "candidates.parquet", "comparison.json", "comparison.png", "cache"
 
@@ -95,23 +102,37 @@ def run_compare_table(
     """Compare what was sampled before; nothing is written without ``out``.
 
     Raises:
-        InputError: the table or a selector is unusable, or the directory is another comparison's.
+        InputError: the table or a selector is unusable, or the directory has a comparison and ``force`` is off.
     """
     names = selector_names(selectors)
     table = read_candidates(source)
     learned = fitting_selector(read_learned(selector_file, names), selector_file, table.meta)
     if out is not None:
         _make_directory(out)
-        there = out / TABLE_NAME
-        if there.exists() and not there.samefile(source) and not force:
-            raise InputError(f"{there} already exists; give another --out, or --force to replace it")
-    comparison, table = compare(table, names, learned=learned, seed=int(table.meta.get("seed", 0)))
+        there = [out / name for name in (TABLE_NAME, OUTCOME_NAME, PICTURE_NAME) if (out / name).exists()]
+        if there and not force:
+            raise InputError(f"{there[0]} already exists; give another --out, or --force to replace it")
+    diagnostics = _diagnostics_beside(source, table)
+    comparison, table = compare(table, names, learned=learned, diagnostics=diagnostics, seed=table.stated("seed", 0))
     asked = {} if selectors is None else comparison.left_out
     for name, reason in asked.items():
         raise InputError(f"--selectors names {name}, which cannot be applied to {source}: {reason}")
     print_comparison(comparison)
     if out is not None:
         _write(out, comparison, table)
+
+
+def _diagnostics_beside(source: Path, table: CandidateTable) -> Diagnostics | None:
+    """Return what the comparison that the table is of says of its calibration; None where nothing does."""
+    path = source.parent / OUTCOME_NAME
+    if not path.exists():
+        return None
+    try:
+        found = read_comparison(path)
+    except InputError as error:
+        echo(f"note: diagnostics of the calibration are left out: {error}", err=True)
+        return None
+    return found.diagnostics if found.made_with == table.meta else None
 
 
 def run_compare_model(plan: ComparisonPlan) -> None:
@@ -124,6 +145,8 @@ def run_compare_model(plan: ComparisonPlan) -> None:
     plan.check()
     names = selector_names(plan.selectors)
     problems = load_problems(plan.problems)
+    if problems.note is not None:
+        echo(f"note: {problems.note}", err=True)
     grading = choose_grading(plan.grader, plan.extract, problems, plan.problems)
     selector_file = read_learned(plan.selector_file, names)
     refuse_impossible_selectors(
@@ -148,19 +171,35 @@ def run_compare_model(plan: ComparisonPlan) -> None:
     learned = fitting_selector(
         selector_file,
         plan.selector_file,
-        {"extract": grading.extract, "top_k": scoring.top_k, "row_tokens": scoring.row_tokens, **FIXED},
+        {
+            "extract": grading.extract,
+            "top_k": scoring.top_k,
+            "row_tokens": scoring.row_tokens,
+            "part": scoring.part,
+            "reasoning_end": scoring.reasoning_end,
+            **FIXED,
+            "weights_digest": scoring.digest,
+        },
+        has_weights=scoring.weights is not None,
     )
     recording = _recording_plan(plan, scoring)
     recording.check()
     _make_directory(plan.out)
     cache = plan.out / CACHE_NAME
-    check_or_write_settings(
-        plan.out,
-        _settings(plan, scoring, model, problems),
-        has_candidates=cache.is_dir() and any(cache.glob("rows-*.parquet")),
-    )
+    settings = _settings(plan, scoring, model, problems, engine_options)
+
+    def hold_to_settings() -> None:
+        if _has_candidates(cache):
+            check_settings(plan.out, settings)
+        else:
+            write_settings(plan.out, settings)
+
+    if _has_candidates(cache):
+        # Before the cache is opened, too, which would refuse some of them in other words.
+        check_settings(plan.out, settings)
     wanted = wanted_responses(list(problems.problems), recording)
-    record_into_cache(recording, cache, RecordingInputs(wanted, model, engine_options), signals=True)
+    inputs = RecordingInputs(wanted, model, engine_options, scoring.reasoning_end)
+    record_into_cache(recording, cache, inputs, signals=True, when_locked=hold_to_settings)
     try:
         _compare_recorded(plan, problems, names, learned, grading, scoring)
     except KeyboardInterrupt:
@@ -189,9 +228,12 @@ def _compare_recorded(
         "engine_options": shlex.join(plan.engine_words),
         "top_k": reader.meta.top_k,
         "row_tokens": reader.meta.row_tokens,
+        "part": reader.meta.part,
+        "reasoning_end": reader.meta.reasoning_end,
         **FIXED,
         "extract": grading.extract,
         **scoring.made_with,
+        "weights_digest": scoring.digest,
         "created_with": f"nex-vllm {__version__}",
     }
     with progress_bar(len(reader), "candidate") as bar:
@@ -206,8 +248,9 @@ def _compare_recorded(
         )
     notices: list[str] = []
     if grading.grader is not None:
-        # First without grades: a user's grader may raise.
-        write_candidates(plan.out / TABLE_NAME, table)
+        if not (plan.out / TABLE_NAME).exists():
+            # First without grades: a user's grader may raise.
+            write_candidates(plan.out / TABLE_NAME, table)
         table, notice = grade_table(table, problems.problems, grading.grader)
         notices += [] if notice is None else [notice]
     resampling = None
@@ -235,10 +278,18 @@ def _recording_plan(plan: ComparisonPlan, scoring: Scoring) -> RecordingPlan:
         seed=plan.seed,
         verbose=plan.verbose,
         engine_words=plan.engine_words,
+        part=scoring.part,
+        reasoning_end=scoring.reasoning_end or None,
     )
 
 
-def _settings(plan: ComparisonPlan, scoring: Scoring, model: ModelFacts, problems: ProblemSet) -> ComparisonSettings:
+def _settings(
+    plan: ComparisonPlan,
+    scoring: Scoring,
+    model: ModelFacts,
+    problems: ProblemSet,
+    engine_options: dict[str, Any],
+) -> ComparisonSettings:
     return ComparisonSettings(
         model_fingerprint=model.fingerprint,
         problems=problems.digest,
@@ -249,7 +300,12 @@ def _settings(plan: ComparisonPlan, scoring: Scoring, model: ModelFacts, problem
         max_tokens=plan.max_tokens,
         top_k=scoring.top_k,
         row_tokens=scoring.row_tokens,
+        engine_options=canonical_options(engine_options),
     )
+
+
+def _has_candidates(cache: Path) -> bool:
+    return any(cache.glob("rows-*.parquet"))
 
 
 def _make_directory(out: Path) -> None:

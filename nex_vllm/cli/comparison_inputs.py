@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from typer import echo
 
 from nex_vllm.algorithm.learned import LearnedSelector
 from nex_vllm.algorithm.selectors import SELECTORS, get_selector
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.cli.model import ModelFacts
+from nex_vllm.cli.options import PartName
 from nex_vllm.cli.report import progress_bar
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.choices import WHY_LEFT_OUT
 from nex_vllm.evaluation.diagnostics import diagnose
 from nex_vllm.evaluation.evidence import Evidence, gather_evidence, prompt_ids
-from nex_vllm.evaluation.grading import DEFAULT_EXTRACT, check_extract, check_grader, suitable_grader
+from nex_vllm.evaluation.grading import DEFAULT_EXTRACT, check_answers, check_extract, check_grader, suitable_grader
 from nex_vllm.evaluation.problems import ProblemSet
 from nex_vllm.storage import (
     CacheReader,
@@ -32,6 +34,7 @@ from nex_vllm.storage import (
     load_selector,
     load_weights,
 )
+from nex_vllm.storage.weights import weights_digest
 
 DEFAULT_TOP_K, DEFAULT_ROW_TOKENS = 2000, 32
 
@@ -48,7 +51,8 @@ def choose_grading(grader: str | None, extract: str | None, problems: ProblemSet
     """Return what is asked for or, where nothing is, what suits the answers; the latter is said.
 
     Raises:
-        InputError: there is nothing to grade by, no such grader or extraction, or the grader needs an extraction.
+        InputError: there is nothing to grade by, no such grader or extraction, the grader needs an extraction, or it
+            cannot read a right answer.
     """
     answers = [problem.answer for problem in problems.problems if problem.answer is not None]
     if grader is not None and not answers:
@@ -69,6 +73,8 @@ def choose_grading(grader: str | None, extract: str | None, problems: ProblemSet
         check_extract(taken)
     if used is not None and grader is None:
         check_grader(used)
+    if used is not None:
+        check_answers(used, [(each.id, each.answer) for each in problems.problems if each.answer is not None])
     if used is not None and (grader is None or extract is None):
         by = "" if taken is None else f", answers taken from responses by --extract {taken}"
         echo(f"grading by --grader {used}{by}", err=True)
@@ -114,7 +120,9 @@ def read_learned(path: Path | None, names: Sequence[str]) -> SelectorFile | None
     return load_selector(path)
 
 
-def fitting_selector(file: SelectorFile | None, source: Path | None, meta: Mapping[str, Any]) -> LearnedSelector | None:
+def fitting_selector(
+    file: SelectorFile | None, source: Path | None, meta: Mapping[str, Any], *, has_weights: bool = True
+) -> LearnedSelector | None:
     """Return a learned selector; refuse one that was fitted to signals that were measured otherwise.
 
     A table from elsewhere does not say how its signals were measured.
@@ -123,6 +131,7 @@ def fitting_selector(file: SelectorFile | None, source: Path | None, meta: Mappi
         file: the selector's file; None without one.
         source: its path.
         meta: what signals are measured with, by name; what is not there is taken to fit.
+        has_weights: whether candidates will be scored; a table without scores lacks a signal, which is said otherwise.
 
     Raises:
         InputError: something that its signals depend on differs.
@@ -135,8 +144,12 @@ def fitting_selector(file: SelectorFile | None, source: Path | None, meta: Mappi
         deepconf_window=meta.get("deepconf_window", file.deepconf_window),
         row_tokens=meta.get("row_tokens", file.row_tokens),
         top_k=meta.get("top_k", file.top_k),
-        has_weights=True,  # a missing score is a missing signal, which is said otherwise
+        part=meta.get("part", file.part),
+        reasoning_end=meta.get("reasoning_end", file.reasoning_end),
+        has_weights=has_weights,
         source=source or "",
+        weights_digest=meta.get("weights_digest"),
+        weights_flag="--weights or --calibration",
     )
     return file.selector
 
@@ -152,6 +165,8 @@ class Scoring:
         top_k: neurons kept per token, as the calibration was recorded.
         row_tokens: tokens per row, likewise.
         made_with: for the table of candidates.
+        part: which part of a response counts, as in the calibration.
+        reasoning_end: the text that ends it; empty where everything counts.
     """
 
     weights: NeuronWeights | None
@@ -160,6 +175,13 @@ class Scoring:
     top_k: int
     row_tokens: int
     made_with: dict[str, Any]
+    part: PartName = PartName.ALL
+    reasoning_end: str = ""
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the weights; None without scores."""
+        return None if self.weights is None else weights_digest(self.weights)
 
 
 def read_scoring(
@@ -172,6 +194,8 @@ def read_scoring(
     accept_other_model: bool,
 ) -> Scoring:
     """Read weights and calibration and see that they fit the model, each other, and how rows are to be recorded.
+
+    Given both, the weights are to be what the calibration gives.
 
     Args:
         model: what is sampled from.
@@ -198,10 +222,13 @@ def read_scoring(
             top_k=top_k,
             row_tokens=row_tokens,
             source=weights or "",
+            flags={"top_k": "--top-k", "row_tokens": "--row-tokens", "accept_other_model": "--accept-other-model"},
             accept_other_model=accept_other_model,
         )
+    part, reasoning_end = (recorded.part, recorded.reasoning_end) if recorded else (PartName.ALL, "")
     if reader is not None:
-        _check_calibration_fits(reader, model, top_k, row_tokens, accept_other_model=accept_other_model)
+        expected = {"top_k": top_k, "row_tokens": row_tokens, "part": part, "reasoning_end": reasoning_end}
+        _check_calibration_fits(reader, model, expected, accept_other_model=accept_other_model)
     learned = None if file is None else NeuronWeights(file.keys, file.weights)
     made_with: dict[str, Any] = {}
     if weights is not None:
@@ -209,9 +236,11 @@ def read_scoring(
     if reader is None:
         stated = None if file is None else file.meta.diagnostics
         told = None if stated is None else decode_diagnostics(stated, f"{weights}: metadata `diagnostics`")
-        return Scoring(learned, None, told, top_k, row_tokens, made_with)
-    made_with["calibration"] = str(calibration)
-    return _with_calibration(reader, file, learned, made_with, top_k, row_tokens)
+        scoring = Scoring(learned, None, told, top_k, row_tokens, made_with)
+    else:
+        made_with["calibration"] = str(calibration)
+        scoring = _with_calibration(reader, file, learned, made_with, top_k, row_tokens)
+    return replace(scoring, part=PartName(part), reasoning_end=reasoning_end)
 
 
 def _with_calibration(
@@ -232,6 +261,8 @@ def _with_calibration(
     with progress_bar(len(reader), "response") as bar:
         calibration = gather_evidence(_counted(reader, bar), prompt_ids(reader), **options)
     evidence = calibration.evidence
+    if file is not None:
+        _check_learned_from(file, evidence, reader)
     if learned is None:
         learned = evidence.weights()
         if not len(learned.keys):
@@ -242,6 +273,22 @@ def _with_calibration(
     return Scoring(learned, evidence, diagnose(calibration), top_k, row_tokens, made_with)
 
 
+def _check_learned_from(file: WeightsFile, evidence: Evidence, reader: CacheReader) -> None:
+    """Refuse a calibration that did not give these weights: its diagnostics and intervals would be of other ones.
+
+    Raises:
+        InputError: the two differ.
+    """
+    learned = evidence.weights()
+    if np.array_equal(learned.keys, file.keys) and np.allclose(learned.weights, file.weights, rtol=0, atol=1e-6):
+        return
+    raise InputError(
+        f"the weights given by --weights ({len(file.keys)} neurons) are not those that the calibration "
+        f"{reader.directory} gives ({len(learned.keys)} neurons), so its diagnostics and intervals would be of other "
+        "weights; leave out --calibration, or leave out --weights to score with the calibration's own"
+    )
+
+
 def _counted(reader: CacheReader, bar: Any) -> Any:
     for rows in reader.rows():
         yield rows
@@ -249,7 +296,7 @@ def _counted(reader: CacheReader, bar: Any) -> Any:
 
 
 def _check_calibration_fits(
-    reader: CacheReader, model: ModelFacts, top_k: int, row_tokens: int, *, accept_other_model: bool
+    reader: CacheReader, model: ModelFacts, expected: Mapping[str, object], *, accept_other_model: bool
 ) -> None:
     meta = reader.meta
     for name, there, here in (
@@ -260,8 +307,7 @@ def _check_calibration_fits(
             meta.model_fingerprint,
             meta.model_fingerprint if accept_other_model else model.fingerprint,
         ),
-        ("top_k", meta.top_k, top_k),
-        ("row_tokens", meta.row_tokens, row_tokens),
+        *((name, getattr(meta, name), value) for name, value in expected.items()),
     ):
         if there != here:
             raise InputError(

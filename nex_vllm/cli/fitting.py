@@ -25,7 +25,7 @@ def run_fit(source: Path, out: Path, *, force: bool) -> None:
     """
     check_writable_output(out, force, source=source)
     table = read_candidates(source)
-    fit = fit_selector(table, seed=_whole(table, "seed", 0))
+    fit = fit_selector(table, seed=table.stated("seed", 0))
     save_selector(out, _selector_file(table, fit), force)
     echo(
         f"{fit.num_graded} graded problems, {fit.num_mixed} of them with right and wrong candidates: only these are "
@@ -51,10 +51,13 @@ def _selector_file(table: CandidateTable, fit: Fit) -> SelectorFile:
     return SelectorFile(
         signals=list(fit.learned.coefficients),
         coefficients=dict(fit.learned.coefficients),
-        row_tokens=_whole(table, "row_tokens", CandidateTrace(0).row_tokens),
-        deepconf_window=_whole(table, "deepconf_window", CandidateTrace(0).deepconf_window),
+        row_tokens=table.stated("row_tokens", CandidateTrace(0).row_tokens),
+        deepconf_window=table.stated("deepconf_window", CandidateTrace(0).deepconf_window),
         extract=extract if answered else None,
         top_k=table.meta.get("top_k"),
+        part=table.meta.get("part", "all"),
+        reasoning_end=table.meta.get("reasoning_end", ""),
+        weights_digest=table.meta.get("weights_digest") if "score" in fit.learned.needs else None,
         trained_on={
             "num_problems": fit.num_graded,
             "num_mixed": fit.num_mixed,
@@ -70,8 +73,3 @@ def _selector_file(table: CandidateTable, fit: Fit) -> SelectorFile:
             for name, result in fit.results.items()
         },
     )
-
-
-def _whole(table: CandidateTable, name: str, default: int) -> int:
-    value = table.meta.get(name, default)
-    return value if isinstance(value, int) else default

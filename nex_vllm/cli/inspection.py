@@ -56,7 +56,7 @@ def _inspect_weights(path: Path, file: WeightsFile) -> None:
     )
     print_table(
         [
-            *((name, _plain(value)) for name, value in asdict(meta).items() if name != "diagnostics"),
+            *((name, _plain(value)) for name, value in asdict(meta).items() if name != "diagnostics" and value != ""),
             ("size on disk", format_bytes(path.stat().st_size)),
         ],
         right_aligned=None,
@@ -112,7 +112,7 @@ def _inspect_cache(path: Path) -> None:
         ]
     print_table(
         [
-            *((name, _plain(value)) for name, value in asdict(reader.meta).items()),
+            *((name, _plain(value)) for name, value in asdict(reader.meta).items() if value != ""),
             ("size on disk", format_bytes(reader.size_on_disk)),
         ],
         right_aligned=None,
@@ -136,7 +136,9 @@ def _inspect_cache(path: Path) -> None:
 
 
 def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return repr(value) if isinstance(value, str) and not value.isprintable() else str(value)
 
 
 def _quantile_name(q: float) -> str:

@@ -63,6 +63,30 @@ def find_model(name: str, engine_options: Mapping[str, Any]) -> ModelFacts:
     return ModelFacts(name, folder, fingerprint, num_layers, width)
 
 
+def find_reasoning_end(model: ModelFacts, engine_options: Mapping[str, Any]) -> str:
+    """Return the text that ends a model's reasoning, as the reasoning parser among its engine options has it.
+
+    Raises:
+        InputError: there is no parser among them, or it does not say.
+    """
+    if not {"reasoning_parser", "reasoning_config"} & engine_options.keys():
+        raise InputError(
+            "--part reasoning needs the text that ends the reasoning; give --reasoning-end TEXT, or the model's "
+            "reasoning parser as an engine option (-- --reasoning-parser NAME)"
+        )
+    from nex_vllm.plugin.offline import parsers_reasoning_end
+
+    try:
+        return parsers_reasoning_end(str(model.folder), engine_options)
+    except InputError:
+        raise
+    except Exception as error:  # vLLM raises whatever is wrong with a configuration
+        raise InputError(
+            f"vLLM's reasoning parser could not be asked what ends the reasoning of {model.name} "
+            f"({describe_error(error)}); give --reasoning-end TEXT"
+        ) from None
+
+
 def _folder(name: str, options: Mapping[str, Any]) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():

@@ -16,6 +16,13 @@ class CreditName(StrEnum):
     ALL_ACTIVE = "all_active"
 
 
+class PartName(StrEnum):
+    """Which part of a response counts."""
+
+    ALL = "all"
+    REASONING = "reasoning"
+
+
 def _path(text: str) -> Path:
     """Read a path from the command line.
 
@@ -95,6 +102,19 @@ Samples = Annotated[
 ]
 TopK = Annotated[int, typer.Option(min=1, metavar="K", help="Neurons kept per token, over all layers together.")]
 RowTokens = Annotated[int, typer.Option(min=1, metavar="W", help="Response tokens per row.")]
+Part = Annotated[
+    PartName,
+    typer.Option(help="Which part of a response counts: all of it, or its reasoning, until its thinking ends."),
+]
+ReasoningEnd = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="The text that ends the thinking, such as </think>; by default the reasoning parser's, where one is given "
+        "(-- --reasoning-parser NAME).",
+        show_default=False,
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +14,13 @@ from typer import echo
 
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.cli.engine_options import parse_engine_options
-from nex_vllm.cli.model import ModelFacts, find_model
+from nex_vllm.cli.model import ModelFacts, find_model, find_reasoning_end
+from nex_vllm.cli.options import PartName
 from nex_vllm.cli.outcome import InterruptedRunError, undone_when_interrupted
 from nex_vllm.cli.report import format_percent, progress_bar
 from nex_vllm.cli.session import EngineRequest, EngineResult, Session
 from nex_vllm.errors import InputError, NexError
-from nex_vllm.storage import CachedResponse, CacheMeta, CacheReader, CacheWriter, Prompt, read_prompts
+from nex_vllm.storage import CachedResponse, CacheMeta, CacheReader, CacheWriter, Prompt, read_prompts, response_id
 
 LARGE_TOP_K_SHARE = 0.05
 """A warning is due above this share of a model's neurons; the paper's models keep less than one in a hundred."""
@@ -43,14 +44,21 @@ class RecordingPlan:
     seed: int
     verbose: bool
     engine_words: tuple[str, ...]
+    part: PartName = PartName.ALL
+    reasoning_end: str | None = None
 
     def check(self) -> None:
         """Refuse flags that contradict each other.
 
         Raises:
-            InputError: ``top_p`` is no probability, or several samples without randomness would be the same response
-                several times.
+            InputError: ``top_p`` is no probability, several samples without randomness would be the same response
+                several times, or the end of the reasoning is empty or has no effect.
         """
+        if self.reasoning_end is not None and (self.part == PartName.ALL or not self.reasoning_end):
+            problem = "is empty" if not self.reasoning_end else "has no effect with --part all, where everything counts"
+            raise InputError(
+                f"--reasoning-end {problem}; give --part reasoning and the text that ends it, or leave it out"
+            )
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top-p is {self.top_p:g}, expected a probability above 0 and up to 1")
         if self.temperature == 0 and self.samples > 1:
@@ -68,11 +76,13 @@ class RecordingInputs:
         wanted: the responses to sample, in the order of the prompts.
         model: the model's facts.
         engine_options: by vLLM's field name.
+        reasoning_end: the text that ends what counts of a response, empty where everything does.
     """
 
     wanted: list[WantedResponse]
     model: ModelFacts
     engine_options: dict[str, Any]
+    reasoning_end: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,7 @@ def wanted_responses(prompts: list[Prompt], plan: RecordingPlan) -> list[WantedR
     """List the responses of a run in the order of the prompts; no two have the same id, since prompts do not."""
     return [
         WantedResponse(
-            prompt.id if plan.samples == 1 else f"{prompt.id}-{k}", prompt, plan.seed + number * plan.samples + k
+            prompt.id if plan.samples == 1 else response_id(prompt.id, k), prompt, plan.seed + number * plan.samples + k
         )
         for number, prompt in enumerate(prompts)
         for k in range(plan.samples)
@@ -118,11 +128,15 @@ def read_inputs(plan: RecordingPlan) -> RecordingInputs:
     wanted = wanted_responses(read_prompts(plan.prompts), plan)
     engine_options = parse_engine_options(plan.engine_words)
     model = find_model(plan.model, engine_options)
-    return RecordingInputs(wanted, model, engine_options)
+    reasoning_end = plan.reasoning_end
+    if plan.part == PartName.REASONING and not reasoning_end:
+        reasoning_end = find_reasoning_end(model, engine_options)
+    return RecordingInputs(wanted, model, engine_options, reasoning_end or "")
 
 
-def cache_meta(plan: RecordingPlan, model: ModelFacts) -> CacheMeta:
+def cache_meta(plan: RecordingPlan, inputs: RecordingInputs) -> CacheMeta:
     """Return how the responses are recorded."""
+    model = inputs.model
     return CacheMeta(
         model=plan.model,
         model_fingerprint=model.fingerprint,
@@ -130,11 +144,18 @@ def cache_meta(plan: RecordingPlan, model: ModelFacts) -> CacheMeta:
         intermediate_size=model.intermediate_size,
         top_k=plan.top_k,
         row_tokens=plan.row_tokens,
+        part="all" if plan.part == PartName.ALL else "reasoning",
+        reasoning_end=inputs.reasoning_end,
     )
 
 
 def record_into_cache(
-    plan: RecordingPlan, directory: Path, inputs: RecordingInputs | None = None, *, signals: bool = False
+    plan: RecordingPlan,
+    directory: Path,
+    inputs: RecordingInputs | None = None,
+    *,
+    signals: bool = False,
+    when_locked: Callable[[], None] | None = None,
 ) -> int:
     """Bring a cache to where it has every response that is wanted; return how many were sampled for that.
 
@@ -143,6 +164,7 @@ def record_into_cache(
         directory: the cache.
         inputs: what the plan names, where it was read before.
         signals: whether the signals that a choice can be made by are kept with each response.
+        when_locked: called before anything is sampled, when no other process can write to the cache.
 
     Raises:
         InputError: prompts, model, flags or cache are unusable; found before the engine starts, a prompt that is too
@@ -154,7 +176,9 @@ def record_into_cache(
     writer = None
     with _removed_if_empty(directory):
         try:
-            with CacheWriter(directory, cache_meta(plan, inputs.model)) as writer:
+            with CacheWriter(directory, cache_meta(plan, inputs)) as writer:
+                if when_locked is not None:
+                    when_locked()
                 _check_same_prompts(directory, wanted)
                 missing = [response for response in wanted if response.id not in writer.finished]
                 num_before = len(wanted) - len(missing)
@@ -191,7 +215,9 @@ def sample(
             "neurons for every token, which hardly tells tokens apart; give a smaller --top-k",
             err=True,
         )
-    settings = {"top_k": plan.top_k, "row_tokens": plan.row_tokens}
+    settings: dict[str, Any] = {"top_k": plan.top_k, "row_tokens": plan.row_tokens, "part": str(plan.part)}
+    if inputs.reasoning_end:
+        settings["reasoning_end"] = inputs.reasoning_end
     with (
         Session(inputs.model, settings, verbose=plan.verbose, **inputs.engine_options) as session,
         progress_bar(num_before + len(inputs.wanted), "response", done=num_before) as bar,
@@ -255,9 +281,9 @@ def _cached_response(result: EngineResult) -> tuple[CachedResponse, ResponseRows
         raise NexError(f"the engine refused prompt {wanted.prompt.id!r}: {result.refusal}; take it out of the prompts")
     candidate: Any = result.output.nex.candidates[0]
     rows = replace(candidate.rows, response=wanted.id)
-    if rows.num_tokens != len(candidate.token_ids):
+    if rows.num_tokens != candidate.num_scored_tokens:
         raise NexError(
-            f"only {rows.num_tokens} of {len(candidate.token_ids)} tokens of response {wanted.id!r} were recorded; "
+            f"only {rows.num_tokens} of {candidate.num_scored_tokens} tokens of response {wanted.id!r} were recorded; "
             "run again with --verbose and report what vLLM logged"
         )
     response = CachedResponse(
@@ -269,6 +295,7 @@ def _cached_response(result: EngineResult) -> tuple[CachedResponse, ResponseRows
         messages=wanted.prompt.messages,
         prompt_id=wanted.prompt.id,
         signals=candidate.signals,
+        num_scored_tokens=candidate.num_scored_tokens,
     )
     return response, rows
 

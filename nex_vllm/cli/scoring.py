@@ -75,6 +75,7 @@ def run_score(plan: ScoringPlan) -> None:
         num_layers=model.num_layers,
         intermediate_size=model.intermediate_size,
         top_k=weights.meta.top_k,
+        flags={"accept_other_model": "--accept-other-model"},
         accept_other_model=plan.accept_other_model,
         source=plan.weights,
     )
@@ -194,7 +195,8 @@ def _scores(result: EngineResult) -> dict[str, Any]:
     candidate = result.output.nex.candidates[0]
     if candidate.score is None:
         return {"score": None, "error": "not every token was recorded, or an activation is not finite"}
-    return {name: getattr(candidate, name) for name in ("score", "pos_mass", "abs_mass", "tot_mass", "num_tokens")}
+    names = ("score", "pos_mass", "abs_mass", "tot_mass", "num_tokens", "num_scored_tokens")
+    return {name: getattr(candidate, name) for name in names}
 
 
 def _room_for_full_context(model: ModelFacts, engine_options: Mapping[str, Any]) -> int | None:

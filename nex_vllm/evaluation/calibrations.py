@@ -51,7 +51,7 @@ def gain_interval_over_calibrations(
     gains = []
     for number in range(calibrations):
         times = np.bincount(rng.integers(num_prompts, size=num_prompts), minlength=num_prompts)
-        rows = best_rows(sums.scores(evidence.weights(times)), places, there & _may_win(table, places, there))
+        rows = best_rows(sums.scores(evidence.weights(times)), places, candidates_that_may_win(table, places, there))
         gain = (correct[rows] - random)[graded]
         gains.append(resampled_sums(gain[:, None], resamples=PROBLEM_DRAWS, seed=seed + number)[:, 0] / num_graded)
     return percentile_interval(np.concatenate(gains))
@@ -74,9 +74,10 @@ def best_rows(
     return rows
 
 
-def _may_win(
+def candidates_that_may_win(
     table: CandidateTable, places: npt.NDArray[np.int64], there: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    """Return who may win: those that finished or, where none did, all."""
+    """Return which of the places may win, bool [P, n]: those that finished or, where none did, all that are taken."""
     finished = finished_candidates(table)[places] & there
-    return finished | ~finished.any(axis=1, keepdims=True)
+    may_win: npt.NDArray[np.bool_] = finished | (there & ~finished.any(axis=1, keepdims=True))
+    return may_win

@@ -89,6 +89,13 @@ def finished_candidates(table: CandidateTable) -> npt.NDArray[np.bool_]:
     )
 
 
+def graded_problems(table: CandidateTable) -> npt.NDArray[np.bool_]:
+    """Return which problems have nothing but graded candidates, bool [P]: those that count."""
+    return np.array(
+        [all(grade is not None for grade in table.correct[group]) for group in table.groups], dtype=np.bool_
+    )
+
+
 def signal_column(table: CandidateTable, name: str) -> Column | None:
     """Return a signal of all candidates, float64 [C]; None where no candidate has it."""
     if name == "num_tokens":

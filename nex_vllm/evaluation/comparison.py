@@ -14,7 +14,7 @@ from nex_vllm.algorithm.selectors import SELECTORS, get_selector
 from nex_vllm.algorithm.signals import SIGNALS
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.calibrations import gain_interval_over_calibrations
-from nex_vllm.evaluation.choices import Choices, finished_candidates, make_choices, select_rows
+from nex_vllm.evaluation.choices import Choices, finished_candidates, graded_problems, make_choices, select_rows
 from nex_vllm.evaluation.evidence import Evidence
 from nex_vllm.evaluation.statistics import Estimate, control_length, mean_intervals
 from nex_vllm.evaluation.sums import CandidateSums
@@ -77,7 +77,7 @@ def compare(
             "there is one candidate a problem, so there is nothing to choose from; sample two or more (-n)"
         )
     choices = make_choices(table, names, learned=learned, seed=seed)
-    graded = np.array([all(grade is not None for grade in table.correct[group]) for group in table.groups])
+    graded = graded_problems(table)
     results = selector_results(table, choices.rows, graded, seed)
     nex = _nex_result(table, choices, graded, seed)
     if nex is not None and resampling is not None and "nex" in results:

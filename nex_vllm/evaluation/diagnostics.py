@@ -26,8 +26,7 @@ MEANINGS: Mapping[str, str] = {
     "every neuron is new",
     "late_bad_mass": "share of the bad mass in the last tenth of the responses: much of it means that endings decide",
     "score_spread": "standard deviation of the scores within a prompt: what a choice has to go by",
-    "score_noise": "standard deviation of what a score changes by when the same response is scored in another batch; "
-    "`nex-vllm compare` measures it",
+    "score_noise": "standard deviation of what a score changes by when the same response is scored in another batch",
 }
 """What each diagnostic says, in the order in which they are shown."""
 
@@ -81,7 +80,7 @@ def diagnose(calibration: Calibration) -> Diagnostics:
             score_length_correlation=_length_correlation(across.scores, calibration.num_tokens, several),
             split_half_agreement=_agreement(across.by_half, several),
             chance_agreement=float(np.mean([1 / len(candidates) for candidates in several])),
-            score_spread=float(np.mean([across.scores[candidates].std() for candidates in several])),
+            score_spread=float(np.mean([_spread(across.scores[candidates]) for candidates in several])),
         )
         if found.score_length_correlation is None:
             untold.append(
@@ -155,6 +154,11 @@ def _score_across(calibration: Calibration) -> tuple[str, _Across | None]:
 def _agreement(by_half: Sequence[npt.NDArray[np.float64]], several: list[npt.NDArray[np.int64]]) -> float:
     one, other = ([best_candidate(scores[each].tolist()) for each in several] for scores in by_half)
     return float(np.mean([a == b for a, b in zip(one, other, strict=True)]))
+
+
+def _spread(scores: npt.NDArray[np.float64]) -> float:
+    """Return the standard deviation, which is exactly 0 where the scores are equal: computed, it may not be."""
+    return 0.0 if scores.min() == scores.max() else float(scores.std())
 
 
 def _length_correlation(

@@ -135,8 +135,10 @@ class _Judged:
 class CalibrationBuilder:
     """Gathers a `Calibration` from judged responses, added in any order.
 
-    Memory: 8 bytes for each neuron that a response uses and 12 for each that it gives evidence about, until `build`
-    keeps the neurons with evidence only. 60 prompts with 4 responses of 200,000 neurons each: about 400 MB.
+    Memory grows with the number of responses, unlike that of `WeightAccumulator`, for diagnostics and resampled
+    calibrations need them all: 8 bytes for each neuron that a response uses, 8 for each in its last tenth, and 12 for
+    each that it gives evidence about, until `build` keeps the neurons with evidence only; while `build` runs, there are
+    both forms. 60 prompts with 4 responses of 200,000 neurons each: about 400 MB for the first of these alone.
 
     Attributes:
         first_cycle: whether cycles whose E run starts at row 1 give evidence, as the method has it. Without them the

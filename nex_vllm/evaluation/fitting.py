@@ -12,7 +12,13 @@ from nex_vllm.algorithm.learned import LearnedSelector, standardise
 from nex_vllm.algorithm.selectors import SELECTORS
 from nex_vllm.algorithm.signals import SIGNALS
 from nex_vllm.errors import InputError
-from nex_vllm.evaluation.choices import finished_candidates, make_choices, select_rows, signal_column
+from nex_vllm.evaluation.choices import (
+    finished_candidates,
+    graded_problems,
+    make_choices,
+    select_rows,
+    signal_column,
+)
 from nex_vllm.evaluation.comparison import selector_results
 from nex_vllm.storage import CandidateTable
 from nex_vllm.storage.comparison_file import SelectorResult
@@ -80,7 +86,7 @@ def fit_selector(table: CandidateTable, *, seed: int = 0) -> Fit:
     Raises:
         InputError: too few problems are graded or have right and wrong candidates, or there is no signal.
     """
-    graded = np.array([all(grade is not None for grade in table.correct[group]) for group in table.groups])
+    graded = graded_problems(table)
     if int(graded.sum()) < FEWEST_GRADED:
         raise InputError(
             f"{int(graded.sum())} problems are graded, expected at least {FEWEST_GRADED} to fit a selector to; grade "

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,33 @@ def check_grader(grader: str) -> None:
     """
     with _judge(grader):
         pass
+
+
+def check_answers(grader: str, answers: Iterable[tuple[str, str]]) -> None:
+    """Refuse a right answer that a grader cannot read: every candidate would be wrong. A user's function reads its own.
+
+    Args:
+        grader: see `grade`.
+        answers: ids of problems and their right answers.
+
+    Raises:
+        InputError: for the first of them; or the grader cannot be used.
+    """
+    with contextlib.ExitStack() as stack:
+        reads: Callable[[str], object]
+        if grader == "math":
+            reads = stack.enter_context(MathEquality()).readable
+        elif grader in _COMPARED:
+            form = _COMPARED[grader]
+            reads = lambda answer: form(answer) is not None  # noqa: E731
+        else:
+            return
+        for problem, answer in answers:
+            if not reads(answer):
+                raise InputError(
+                    f"the right answer of problem {problem!r} is {answer!r:.60}, which --grader {grader} cannot read, "
+                    f"expected {_EXPECTED[grader]}; mend it, or give another --grader"
+                )
 
 
 def check_extract(extract: str) -> None:
@@ -135,7 +162,8 @@ def _judge(grader: str) -> Iterator[Judge]:
     if grader in _COMPARED:
         yield _compared(_COMPARED[grader])
     elif colon and file.endswith(".py"):
-        yield _user_function(Path(file), function, grader)
+        with _user_function(Path(file), function, grader) as judge:
+            yield judge
     else:
         raise InputError(
             f"there is no grader {grader!r}, expected one of {', '.join(GRADERS)}, or FILE.py:FUNCTION with a function "
@@ -145,10 +173,10 @@ def _judge(grader: str) -> Iterator[Judge]:
 
 def _compared(form: Callable[[str], object]) -> Judge:
     def judge(response: Response) -> bool:
-        if response.answer is None or response.expected is None:
-            return False
-        expected = form(response.expected)
-        return expected is not None and form(response.answer) == expected
+        expected = None if response.expected is None else form(response.expected)
+        if expected is None:
+            raise _FailedGradeError(f"cannot read the right answer {response.expected!r:.60}")
+        return response.answer is not None and form(response.answer) == expected
 
     return judge
 
@@ -164,10 +192,12 @@ def _letter(answer: str) -> str | None:
 
 
 _COMPARED: dict[str, Callable[[str], object]] = {"exact": _words, "numeric": parse_number, "choice": _letter}
+_EXPECTED = {"exact": "words", "numeric": "a number", "choice": "a letter", "math": "mathematics"}
 
 
-def _user_function(path: Path, name: str, grader: str) -> Judge:
-    """Load a function from a user's file, which may import its neighbours.
+@contextlib.contextmanager
+def _user_function(path: Path, name: str, grader: str) -> Iterator[Judge]:
+    """Load a function from a user's file, which may import its neighbours, then and while it runs.
 
     Raises:
         InputError: there is no such file or function, or the file cannot be imported.
@@ -180,24 +210,29 @@ def _user_function(path: Path, name: str, grader: str) -> Judge:
     module = importlib.util.module_from_spec(specification)
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
-    # Where classes of the file look themselves up.
-    sys.modules[specification.name] = module
     try:
-        specification.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"the grader's file {path} cannot be imported: {_described(error)}; mend it") from None
+        # Where classes of the file look themselves up.
+        sys.modules[specification.name] = module
+        try:
+            specification.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise InputError(f"the grader's file {path} cannot be imported: {_described(error)}; mend it") from None
+        function = getattr(module, name, None)
+        if not callable(function):
+            raise InputError(
+                f"{path} has no function {name!r}; give FILE.py:FUNCTION, a function (response: str, answer: str) -> "
+                "bool"
+            )
+        yield _calling(function)
     finally:
         sys.path.remove(folder)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InputError(
-            f"{path} has no function {name!r}; give FILE.py:FUNCTION, a function (response: str, answer: str) -> bool"
-        )
 
+
+def _calling(function: Callable[[str, str | None], object]) -> Judge:
     def judge(response: Response) -> bool:
         try:
             grade = function(response.text, response.expected)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _FailedGradeError(f"raised {_described(error)}") from None
         if not (isinstance(grade, int) and grade in {0, 1}) and type(grade).__name__ not in {"bool_", "bool"}:
             raise _FailedGradeError(f"returned {grade!r:.60}, expected True or False,")
@@ -206,5 +241,5 @@ def _user_function(path: Path, name: str, grader: str) -> Judge:
     return judge
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")

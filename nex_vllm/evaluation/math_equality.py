@@ -45,7 +45,7 @@ class MathEquality:
             )
         self.seconds = seconds
         self.num_ended = 0
-        self._known: dict[tuple[str, str], bool] = {}
+        self._known: dict[tuple[str, str | None], bool] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -64,12 +64,22 @@ class MathEquality:
         Raises:
             NexError: the process does not start.
         """
-        pair = (expected, given)
+        return self._answer((expected, given))
+
+    def readable(self, expected: str) -> bool:
+        """Say whether a right answer can be read, so that there is something to be equal to.
+
+        Raises:
+            NexError: the process does not start.
+        """
+        return self._answer((expected, None))
+
+    def _answer(self, pair: tuple[str, str | None]) -> bool:
         if pair not in self._known:
             self._known[pair] = self._ask(pair)
         return self._known[pair]
 
-    def _ask(self, pair: tuple[str, str]) -> bool:
+    def _ask(self, pair: tuple[str, str | None]) -> bool:
         process = self._process if self._process is not None else self._start()
         assert process.stdin is not None
         try:

@@ -1,6 +1,7 @@
 """A process that says whether two answers are mathematically equal; run as a script by `nex_vllm.evaluation.grading`.
 
-It reads a JSON array [right answer, given answer] a line and answers each with ``true`` or ``false``. A comparison that
+It reads a JSON array [right answer, given answer] a line and answers each with ``true`` or ``false``; with null for the
+given one, it says whether the right one can be read. A comparison that
 takes more processor time than the first argument says, in seconds, ends the process: the kernel does, which needs no
 Python code to run. Memory is limited too, for an answer may be 9^9^9^9.
 """
@@ -30,8 +31,11 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             gold = parse(f"\\boxed{{{expected}}}", parsing_timeout=None)
-            found = parse(f"\\boxed{{{given}}}", parsing_timeout=None)
-            equal = bool(gold) and verify(gold, found, timeout_seconds=None)
+            if given is None:
+                equal = bool(gold)
+            else:
+                found = parse(f"\\boxed{{{given}}}", parsing_timeout=None)
+                equal = bool(gold) and verify(gold, found, timeout_seconds=None)
         except Exception:  # whatever an expression provokes in a parser; it is no right answer
             equal = False
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,32 +1,34 @@
-"""Numbers as people and models write them, exactly."""
+"""The exact values of numbers, as people and models write them."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 
-_NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)?(?:[eE]([+-]?\d{1,3}))?")
-_FRACTION = re.compile(r"([+-]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}|([+-]?\d+)/(\d+)")
-_AROUND = re.compile(r"\\[,;!% ]|\\left|\\right|[$%\s\u202f\u00a0]")
+from nex_vllm.choosing.written_numbers import as_number, plain_marks
+
+_AROUND = re.compile(r"\\left|\\right|\\[,;!% ]|[$%]")
+_NEEDLESS_BLANK = re.compile(r"(?<=[-+{}/]) | (?=[{}/])")
+_FORM = re.compile(r"(-?)(?:([0-9]+) )?([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]{1,3})?)(?:/([0-9]+))?")
 _MAX_CHARS = 400
 
 
 def parse_number(text: str) -> Fraction | None:
     r"""Return the exact value of a number, or None where the text is none.
 
-    Taken: an optional sign, digits with or without commas between groups of three, a decimal part, an exponent of ten,
-    a fraction ``3/4`` or ``\frac{3}{4}``; dollar and per cent signs, blanks and a final full stop count for nothing, so
-    that ``50%`` is 50.
+    A number is what :mod:`nex_vllm.choosing.written_numbers` takes for one, mixed ones (``1 1/2``) among them; dollar
+    and per cent signs, blanks around it and a final full stop count for nothing, so that ``50%`` is 50.
     """
     if len(text) > _MAX_CHARS:
         return None
-    bare = _AROUND.sub("", text.replace("\u2212", "-")).removesuffix(".")
-    fraction = _FRACTION.fullmatch(bare)
-    if fraction is not None:
-        sign, top, bottom = (fraction[1], fraction[2], fraction[3]) if fraction[2] else ("", fraction[4], fraction[5])
-        return None if int(bottom) == 0 else Fraction(int(f"{sign}{top}"), int(bottom))
-    number = _NUMBER.fullmatch(bare)
-    if number is None or not any(part and part.strip(".") for part in (number[2], number[3])):
+    # Marks first: a spacing command between digits separates thousands.
+    bare = " ".join(_AROUND.sub("", plain_marks(text)).split())
+    written = as_number(_NEEDLESS_BLANK.sub("", bare).removesuffix("."))
+    found = None if written is None else _FORM.fullmatch(written)
+    if found is None:
         return None
-    digits = f"{(number[2] or '0').replace(',', '')}{number[3] or ''}".removesuffix(".")
-    return Fraction(f"{number[1]}{digits}e{number[4] or 0}")
+    sign, whole, top, bottom = found.groups()
+    if bottom is not None and int(bottom) == 0:
+        return None
+    value = Fraction(top) / int(bottom or 1) + int(whole or 0)
+    return -value if sign else value

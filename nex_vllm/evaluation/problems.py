@@ -61,11 +61,13 @@ class ProblemSet:
         problems: with ids of their own.
         extract: how answers are taken from responses; None where nothing is known about them.
         grader: how they are graded; None as above.
+        note: a sentence for the user on how the questions are asked; None where they are asked as they stand.
     """
 
     problems: list[Problem]
     extract: str | None = None
     grader: str | None = None
+    note: str | None = None
 
     @property
     def num_answers(self) -> int:
@@ -125,6 +127,7 @@ _Reader = Callable[[Mapping[str, Any]], tuple[str, str | None]]
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
+    name: str
     read: _Reader
     instruction: str
     extract: str
@@ -155,19 +158,20 @@ def _from_rows(rows: Sequence[Mapping[str, Any]], source: str) -> ProblemSet:
         raise InputError(f"{source}: two rows have the id {abbreviate(twice)}; give each row an id of its own")
     answers = [problem.answer for problem in problems if problem.answer is not None]
     grader = "numeric" if layout.grader == "math" and all(map(_is_number, answers)) else layout.grader
-    return ProblemSet(problems, layout.extract, grader)
+    note = f"{source} is read as {layout.name}; each question ends with: {layout.instruction}"
+    return ProblemSet(problems, layout.extract, grader, note)
 
 
 def _layout(rows: Sequence[Mapping[str, Any]]) -> _Layout | None:
     """Return how the rows are laid out, by the columns of the first; None for no layout that is known."""
     columns = {str(name).lower() for name in rows[0]} if rows else set()
     if columns.issuperset({"question", *_OPTIONS}):
-        return _Layout(_read_choices, CHOICE_INSTRUCTION, "choice", "choice")
+        return _Layout("multiple choice questions", _read_choices, CHOICE_INSTRUCTION, "choice", "choice")
     if "answer" in columns and columns & {"problem", "question"}:
         first = {str(name).lower(): value for name, value in rows[0].items()}
         if "question" in columns and "####" in str(first["answer"]):
-            return _Layout(_read_worked, BOXED_INSTRUCTION, "boxed", "numeric")
-        return _Layout(_read_plain, BOXED_INSTRUCTION, "boxed", "math")
+            return _Layout("questions with worked answers", _read_worked, BOXED_INSTRUCTION, "boxed", "numeric")
+        return _Layout("questions with answers", _read_plain, BOXED_INSTRUCTION, "boxed", "math")
     return None
 
 

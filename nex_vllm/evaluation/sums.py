@@ -25,13 +25,11 @@ class CandidateSums:
         responses: ids [R].
         keys: uint32 [m], strictly ascending: what the columns are.
         sums: float32 csr [R, m], ``b_k``.
-        totals: float64 [R], ``sum b_k`` over all neurons, those without a column among them (TotMass).
     """
 
     responses: tuple[str, ...]
     keys: npt.NDArray[np.uint32]
     sums: csr_array
-    totals: npt.NDArray[np.float64]
 
     def masses(self, weights: NeuronWeights) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return PosMass and AbsMass of each response (eqs. 12, 13), float64 [R] each.
@@ -47,16 +45,9 @@ class CandidateSums:
         pos, total = self.masses(weights)
         return np.divide(pos, total, out=np.zeros(len(pos)), where=total > 0.0)
 
-    def only(self, keys: npt.NDArray[np.uint32]) -> CandidateSums:
-        """Return the same responses with columns for these neurons only, uint32 [n] ascending."""
-        kept = np.flatnonzero(np.isin(self.keys, keys, assume_unique=True))
-        return CandidateSums(self.responses, self.keys[kept], self.sums[:, kept], self.totals)
-
     def take(self, indices: npt.NDArray[np.int64]) -> CandidateSums:
         """Return these responses, int64 [n], in this order."""
-        return CandidateSums(
-            tuple(self.responses[i] for i in indices.tolist()), self.keys, self.sums[indices], self.totals[indices]
-        )
+        return CandidateSums(tuple(self.responses[i] for i in indices.tolist()), self.keys, self.sums[indices])
 
     def _by_column(self, weights: NeuronWeights) -> npt.NDArray[np.float64]:
         w = np.zeros(len(self.keys))
@@ -96,12 +87,7 @@ def stack(
         keys: uint32 [m], ascending, the columns; by default every key that there is.
     """
     keys = union_of([each for each, _ in entries]) if keys is None else keys
-    return CandidateSums(
-        tuple(responses),
-        keys,
-        csr_rows(entries, keys, np.dtype(np.float32)),
-        np.array([values.sum(dtype=np.float64) for _, values in entries], dtype=np.float64),
-    )
+    return CandidateSums(tuple(responses), keys, csr_rows(entries, keys, np.dtype(np.float32)))
 
 
 def sum_candidates(responses: Iterable[ResponseRows], keys: npt.NDArray[np.uint32] | None = None) -> CandidateSums:

@@ -14,14 +14,14 @@ from nex_vllm.algorithm.segmentation import check_options
 from nex_vllm.algorithm.selectors import SELECTORS
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.errors import InputError
-from nex_vllm.evaluation.choices import finished_candidates, select_rows
+from nex_vllm.evaluation.choices import finished_candidates, graded_problems, select_rows
 from nex_vllm.evaluation.derivation import check_derivable, derive_rows
 from nex_vllm.evaluation.diagnostics import diagnose
 from nex_vllm.evaluation.evidence import gather_evidence, in_sample_order, prompt_ids
 from nex_vllm.evaluation.statistics import mean_intervals
 from nex_vllm.evaluation.sums import sum_candidates
 from nex_vllm.evaluation.sweep_options import SweepSettings, Value
-from nex_vllm.storage import CacheReader, CandidateTable, Diagnostics
+from nex_vllm.storage import CacheReader, CandidateTable, Diagnostics, response_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,13 @@ class GradedCandidates:
     def ids(self) -> list[str]:
         """The candidates' ids in the cache, in the order of the table."""
         counts = self.table.counts.tolist()
-        return [f"{name}-{k}" for name, count in zip(self.table.problems, counts, strict=True) for k in range(count)]
+        return [
+            response_id(name, k) for name, count in zip(self.table.problems, counts, strict=True) for k in range(count)
+        ]
 
     def check(self) -> None:
         """Raise `InputError` where no problem is graded, or the cache lacks a candidate."""
-        if not any(self._graded()):
+        if not graded_problems(self.table).any():
             raise InputError("no problem of the candidates is graded, so there is no accuracy to sweep over")
         missing = [name for name in self.ids if name not in self.reader.finished]
         if missing:
@@ -92,14 +94,11 @@ class GradedCandidates:
         chosen = select_rows(SELECTORS["nex"], scores, finished_candidates(self.table), self.table)
         correct = np.array([bool(grade) for grade in self.table.correct])
         random = np.array([correct[group].mean() for group in self.table.groups])
-        graded = np.array(self._graded())
+        graded = graded_problems(self.table)
         gains = (correct[chosen] - random)[graded]
         (interval,) = mean_intervals(gains[:, None])
         ends = (None, None) if interval is None else (interval.low, interval.high)
         return float(correct[chosen][graded].mean()), float(gains.mean()), *ends
-
-    def _graded(self) -> list[bool]:
-        return [all(grade is not None for grade in self.table.correct[group]) for group in self.table.groups]
 
     def _rows(self) -> Iterator[ResponseRows]:
         wanted = set(self.ids)
@@ -152,6 +151,11 @@ class SweptCache:
             raise InputError(
                 f"the candidates in {directory} come from {other.model} (fingerprint {other.model_fingerprint}), but "
                 f"{source} was recorded from {meta.model} ({meta.model_fingerprint}); give candidates of the same model"
+            )
+        if (other.part, other.reasoning_end) != (meta.part, meta.reasoning_end):
+            raise InputError(
+                f"the candidates in {directory} were recorded with part {other.part!r} {other.reasoning_end!r}, but "
+                f"{source} with part {meta.part!r} {meta.reasoning_end!r}; give candidates of the same part"
             )
         for each in settings:
             check_derivable(other, each.top_k, other.row_tokens, f"the candidates' cache {directory}")

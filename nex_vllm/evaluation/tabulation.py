@@ -18,7 +18,7 @@ from nex_vllm.choosing.answers import parse_extraction
 from nex_vllm.errors import NexError
 from nex_vllm.evaluation.grading import Response, grade
 from nex_vllm.evaluation.sums import CandidateSums, add_up_rows, sum_candidates
-from nex_vllm.storage import CachedResponse, CacheReader, CandidateTable, Problem
+from nex_vllm.storage import CachedResponse, CacheReader, CandidateTable, Problem, response_id
 
 RECORDED = tuple(name for name, signal in SIGNALS.items() if not signal.needs & {"score", "answer"})
 """Signals that are recorded with a response; ``medoid_distance``, which compares candidates, is measured here."""
@@ -53,7 +53,7 @@ def tabulate(
         NexError: a response is missing.
     """
     extraction = None if extract is None else parse_extraction(extract)
-    ids = [candidate_id(problem, k) for problem in problems for k in range(num_candidates)]
+    ids = [response_id(problem.id, k) for problem in problems for k in range(num_candidates)]
     row_of = {name: row for row, name in enumerate(ids)}
     found = {response.id: response for response in reader.responses() if response.id in row_of}
     missing = [name for name in ids if name not in found]
@@ -104,13 +104,8 @@ def sums_of_candidates(
     """Return the sums of the candidates in the order of their table, for the neurons ``keys``, uint32 [m] ascending."""
     sums = sum_candidates(reader.rows(), keys)
     row_of = {response: row for row, response in enumerate(sums.responses)}
-    ids = [candidate_id(problem, k) for problem in problems for k in range(num_candidates)]
+    ids = [response_id(problem.id, k) for problem in problems for k in range(num_candidates)]
     return sums.take(np.array([row_of[name] for name in ids], dtype=np.int64))
-
-
-def candidate_id(problem: Problem, k: int) -> str:
-    """Return the id that a recording gives to response k of several to a problem."""
-    return f"{problem.id}-{k}"
 
 
 def _recorded(responses: Sequence[CachedResponse], name: str) -> npt.NDArray[np.float64]:

@@ -16,6 +16,7 @@ from nex_vllm.choosing.answers import parse_extraction
 from nex_vllm.choosing.checks import OWN_LOGPROBS
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.ledger_check import require_all
+from nex_vllm.plugin.reasoning import resolve_part
 from nex_vllm.plugin.settings import (
     CONFIG_KEY,
     DEFAULT_DEEPCONF_WINDOW,
@@ -34,6 +35,7 @@ from nex_vllm.storage import (
     load_weights,
     model_fingerprint,
 )
+from nex_vllm.storage.weights import weights_digest
 
 logger = logging.getLogger("vllm.nex")
 
@@ -200,6 +202,7 @@ def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
     if settings.selector_file is not None:
         selector_path = Path(settings.selector_file).absolute()
         selector = load_selector(selector_path)
+    part = resolve_part(settings, None if file is None else file.meta, config)
     resolved = ResolvedSettings(
         weights=None if path is None else str(path),
         top_k=settings.top_k or (DEFAULT_TOP_K if file is None else file.meta.top_k),
@@ -213,16 +216,19 @@ def _resolve(settings: NexSettings, config: Any) -> ResolvedSettings:
         or (DEFAULT_DEEPCONF_WINDOW if selector is None else selector.deepconf_window),
         selector_file=None if selector_path is None else str(selector_path),
         coefficients=None if selector is None else dict(selector.coefficients),
+        part=part.name,
+        reasoning_end=part.end,
+        reasoning_end_token=part.end_token,
     )
     if file is not None and path is not None:
         _check_weights(file, path, resolved, config)
         _log_diagnostics(file, path)
     if selector is not None and selector_path is not None:
-        _check_selector(selector, selector_path, resolved)
+        _check_selector(selector, selector_path, resolved, None if file is None else weights_digest(file))
     return resolved
 
 
-def _check_selector(file: SelectorFile, path: Path, settings: ResolvedSettings) -> None:
+def _check_selector(file: SelectorFile, path: Path, settings: ResolvedSettings, digest: str | None) -> None:
     """Refuse a learned selector that reads what this engine does not have or measures otherwise."""
     if file.extract is not None:
         try:
@@ -237,6 +243,9 @@ def _check_selector(file: SelectorFile, path: Path, settings: ResolvedSettings) 
         top_k=settings.top_k,
         has_weights=settings.weights is not None,
         source=path,
+        part=settings.part,
+        reasoning_end=settings.reasoning_end or "",
+        weights_digest=digest,
     )
     if "logprob" in file.selector.needs and settings.logprobs_mode != OWN_LOGPROBS:
         raise InputError(
@@ -266,6 +275,8 @@ def _check_weights(file: WeightsFile, path: Path, settings: ResolvedSettings, co
         num_layers=text.num_hidden_layers,
         intermediate_size=text.intermediate_size,
         top_k=settings.top_k,
+        part=settings.part,
+        reasoning_end=settings.reasoning_end,
         source=path,
         accept_other_model=settings.accept_other_model,
     )

@@ -22,6 +22,7 @@ from nex_vllm.choosing.checks import check_adapter, check_options, check_respons
 from nex_vllm.choosing.options import RequestOptions, parse_options
 from nex_vllm.errors import InputError
 from nex_vllm.plugin.hidden_logprobs import ask_for_logprobs, hide_logprobs
+from nex_vllm.plugin.reasoning import reasoning_end_of
 from nex_vllm.plugin.settings import ResolvedSettings, is_active, resolved_settings
 from nex_vllm.records import OUTPUT_KEY
 
@@ -137,7 +138,7 @@ def _wrap_from_new_request() -> None:
         params = request.sampling_params
         if params is not None and params.extra_args:
             try:
-                _follow(state, params.extra_args)
+                _follow(state, params.extra_args, tokenizer, request)
             except Exception:
                 _give_up(state)
         return state
@@ -145,7 +146,7 @@ def _wrap_from_new_request() -> None:
     RequestState.from_new_request = classmethod(from_new_request)
 
 
-def _follow(state: Any, extra_args: dict[str, Any]) -> None:
+def _follow(state: Any, extra_args: dict[str, Any], tokenizer: Any, request: Any) -> None:
     """Take up one candidate of a request that asked for NEX; leave every other alone."""
     checked = checked_request(extra_args)
     if checked is None:
@@ -161,7 +162,8 @@ def _follow(state: Any, extra_args: dict[str, Any]) -> None:
         hide_logprobs(state)
     start = checked.options.response_start
     num_forced = None if start is None else state.prompt_len - start
-    setattr(state, _FOLLOWED, group.follow(state.request_index, num_forced))
+    reasoning = reasoning_end_of(checked.offer, start, tokenizer, request)
+    setattr(state, _FOLLOWED, group.follow(state.request_index, num_forced, reasoning))
 
 
 def _give_up(state: Any) -> None:
@@ -195,7 +197,7 @@ def _wrap_make_request_output() -> None:
         group: CandidateGroup | None = getattr(self, _GROUP, None)
         if group is not None and not group.failed:
             try:
-                _note(self, packed, len(new_token_ids), finish_reason)
+                _note(self, packed, new_token_ids, finish_reason)
             except Exception:
                 _give_up(self)
         output = plain(
@@ -222,12 +224,13 @@ def _deliver(state: Any, group: CandidateGroup, output: Any) -> None:
             logger.exception("NEX failed on request %s; it is answered as by plain vLLM.", state.external_req_id)
 
 
-def _note(state: Any, packed: Any, num_tokens: int, finish_reason: Any) -> None:
-    """Note what one step brought for a candidate: its records, and how it ended if it did."""
+def _note(state: Any, packed: Any, new_token_ids: list[int], finish_reason: Any) -> None:
+    """Note what one step brought for a candidate: tokens, their records, and how it ended if it did."""
     followed: FollowedCandidate = getattr(state, _FOLLOWED)
+    # A stop string has already cut the list; records past it belong to tokens that nobody gets.
+    followed.take(new_token_ids)
     if packed is not None:
-        # A stop string has already cut the list; records past it belong to tokens that nobody gets.
-        followed.add(packed, num_tokens)
+        followed.add(packed, len(new_token_ids))
     if finish_reason is not None:
         detokenizer = state.detokenizer
         # `detokenize=False` leaves a detokenizer that has no text.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from vllm import LLM
@@ -14,7 +14,18 @@ from vllm.renderers import ChatParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-__all__ = ["LLM", "ChatParams", "EngineArgs", "RequestOutputKind", "VLLMClientError", "parse_given_options"]
+from nex_vllm.choosing.part import REASONING
+from nex_vllm.plugin.settings import CONFIG_KEY, resolved_settings
+
+__all__ = [
+    "LLM",
+    "ChatParams",
+    "EngineArgs",
+    "RequestOutputKind",
+    "VLLMClientError",
+    "parse_given_options",
+    "parsers_reasoning_end",
+]
 
 
 class _EngineOptionParser(FlexibleArgumentParser):
@@ -39,3 +50,16 @@ def parse_given_options(words: Sequence[str]) -> dict[str, Any]:
     except IndexError:  # `--hf-overrides.x` at the end: vLLM looks for the value before argparse does
         raise ValueError(f"argument {words[-1]}: expected one argument") from None
     return given
+
+
+def parsers_reasoning_end(model: str, options: Mapping[str, Any]) -> str:
+    """Return the text that ends a model's reasoning, as the reasoning parser among the engine's options has it.
+
+    Raises:
+        InputError: it has none, or NEX cannot work with this model or these options.
+        Exception: whatever vLLM raises for options that it cannot use.
+    """
+    load_general_plugins()
+    asked = {CONFIG_KEY: {"part": REASONING}}
+    config = EngineArgs(model=model, additional_config=asked, **options).create_engine_config()
+    return resolved_settings(config).reasoning_end or ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from nex_vllm.choosing.answers import parse_extraction
 from nex_vllm.choosing.offer import EngineOffer
+from nex_vllm.choosing.part import ALL, PARTS
 from nex_vllm.errors import InputError
 
 CONFIG_KEY = "nex"
@@ -25,9 +26,11 @@ _KNOWN = (
     "extract",
     "deepconf_window",
     "selector_file",
+    "part",
+    "reasoning_end",
 )
 # Written by the plugin, not by users: set on a command line, and by the activation once the file has been read.
-_INTERNAL = ("from_command_line", "resolved", "logprobs_mode", "coefficients")
+_INTERNAL = ("from_command_line", "resolved", "logprobs_mode", "coefficients", "reasoning_end_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class NexSettings:
             selector's file says.
         deepconf_window: tokens of a group of DeepConf, None to take it from that file.
         selector_file: path of a learned selector's file, None for none.
+        part: which part of a response counts, ``all`` or ``reasoning``; None to take it from the weights file.
+        reasoning_end: the text that ends the reasoning; None to take it from that file or from vLLM's reasoning parser.
         from_command_line: unusable settings end in one sentence on stderr and exit status 2.
     """
 
@@ -58,6 +63,8 @@ class NexSettings:
     extract: str | None = None
     deepconf_window: int | None = None
     selector_file: str | None = None
+    part: str | None = None
+    reasoning_end: str | None = None
     from_command_line: bool = False
 
     @classmethod
@@ -84,6 +91,8 @@ class NexSettings:
             extract=_extract(config.get("extract")),
             deepconf_window=_positive("deepconf_window", config.get("deepconf_window")),
             selector_file=_path(config.get("selector_file")),
+            part=_part(config.get("part")),
+            reasoning_end=_reasoning_end(config.get("reasoning_end")),
             from_command_line=bool(config.get("from_command_line", False)),
         )
 
@@ -98,6 +107,18 @@ def _extract(value: Any) -> str | None:
     if not isinstance(value, str):
         raise InputError(f"The NEX setting extract is {value!r}, but must be a string such as 'boxed'.")
     return str(parse_extraction(value))
+
+
+def _part(value: Any) -> str | None:
+    if value is not None and value not in PARTS:
+        raise InputError(f"The NEX setting part is {value!r}, but must be {' or '.join(PARTS)}.")
+    return None if value is None else str(value)
+
+
+def _reasoning_end(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise InputError(f"The NEX setting reasoning_end is {value!r}, but must be a text such as '</think>'.")
+    return value
 
 
 def _positive(name: str, value: Any) -> int | None:
@@ -130,6 +151,9 @@ class ResolvedSettings:
         deepconf_window: tokens of a group of DeepConf.
         selector_file: absolute path of a learned selector's file, None for none.
         coefficients: the learned selector's, by signal, None without one.
+        part: which part of a response counts.
+        reasoning_end: the text that ends the reasoning, None where everything counts.
+        reasoning_end_token: the one token that spells it always, None where others may.
     """
 
     weights: str | None
@@ -143,6 +167,9 @@ class ResolvedSettings:
     deepconf_window: int = DEFAULT_DEEPCONF_WINDOW
     selector_file: str | None = None
     coefficients: dict[str, float] | None = None
+    part: str = ALL
+    reasoning_end: str | None = None
+    reasoning_end_token: int | None = None
 
     @property
     def offer(self) -> EngineOffer:
@@ -153,6 +180,8 @@ class ResolvedSettings:
             extract=self.extract,
             deepconf_window=self.deepconf_window,
             coefficients=self.coefficients,
+            reasoning_end=self.reasoning_end,
+            reasoning_end_token=self.reasoning_end_token,
         )
 
     def to_config(self) -> dict[str, Any]:

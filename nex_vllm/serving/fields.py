@@ -73,8 +73,11 @@ def _candidate_body(candidate: Candidate, *, with_text: bool, with_answer: bool)
         "abs_mass": candidate.abs_mass,
         "tot_mass": candidate.tot_mass,
         "num_tokens": candidate.num_tokens,
+        "num_scored_tokens": candidate.num_scored_tokens,
         "finish_reason": candidate.finish_reason,
     }
+    if candidate.reasoning_ended is not None:
+        body["reasoning_ended"] = candidate.reasoning_ended
     if with_answer:
         body["answer"] = candidate.answer
     if with_text:

@@ -12,7 +12,15 @@ from nex_vllm.storage.atomic import atomic_output, check_writable_output
 from nex_vllm.storage.diagnostics import Diagnostics, decode_diagnostics
 from nex_vllm.storage.fingerprint import model_fingerprint
 from nex_vllm.storage.metadata import CacheMeta, WeightsMeta
-from nex_vllm.storage.prompts import GivenResponse, Problem, Prompt, read_problems, read_prompts, read_responses
+from nex_vllm.storage.prompts import (
+    GivenResponse,
+    Problem,
+    Prompt,
+    read_problems,
+    read_prompts,
+    read_responses,
+    response_id,
+)
 from nex_vllm.storage.selector_file import SelectorFile, check_selector_fits, load_selector, save_selector
 from nex_vllm.storage.weights import WeightsFile, check_fits, load_weights, save_weights
 
@@ -46,6 +54,7 @@ __all__ = [
     "read_problems",
     "read_prompts",
     "read_responses",
+    "response_id",
     "save_selector",
     "save_weights",
     "write_candidates",

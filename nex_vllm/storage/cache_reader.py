@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.errors import InputError, NexError
@@ -39,7 +40,8 @@ _SEAL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\s*$')
 class CachedResponse:
     """One finished response, a line of ``responses.jsonl``; a foreign cache may lack all but the ``id``.
 
-    There is one token id for each recorded position. The prompt was text (``prompt``) or a chat (``messages``);
+    There is one token id for each recorded position; in a cache of reasoning, only the first ``num_scored_tokens`` of
+    them were recorded. The prompt was text (``prompt``) or a chat (``messages``);
     ``prompt_id`` is the same for all responses to one prompt, and caches of earlier versions lack it.
     ``signals`` are numbers of this response that a choice can be made by, of a recording for a comparison.
     """
@@ -52,6 +54,16 @@ class CachedResponse:
     messages: list[dict[str, Any]] | None = None
     prompt_id: Text | None = None
     signals: dict[str, float | None] | None = None
+    num_scored_tokens: Annotated[int, Meta(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_scored_tokens is not None and self.num_scored_tokens > len(self.token_ids or ()):
+            raise ValueError(f"num_scored_tokens is {self.num_scored_tokens} of {len(self.token_ids or ())} token ids")
+
+    @property
+    def num_recorded_tokens(self) -> int:
+        """Number of tokens that there are rows for; 0 where the line does not say."""
+        return self.num_scored_tokens or len(self.token_ids or ())
 
 
 class CacheReader:
@@ -74,7 +86,7 @@ class CacheReader:
         # The list before the shards: a run that adds meanwhile makes the shard first, so what is listed has its rows.
         listed: dict[str, tuple[int, bool]] | None = None
         if (self.directory / LIST_NAME).exists():
-            listed = {found.id: (len(found.token_ids or ()), sealed) for _, found, sealed in read_list(self.directory)}
+            listed = {found.id: (found.num_recorded_tokens, sealed) for _, found, sealed in read_list(self.directory)}
         self.shards = [index_shard(path, self.meta) for path in sorted(self.directory.glob("rows-*.parquet"))]
         self._shard_of = _locate(self.shards, listed)
         self.num_listed = None if listed is None else len(listed)

@@ -138,13 +138,22 @@ class CacheWriter(AbstractContextManager["CacheWriter", None]):
     def _checked_line(self, response: CachedResponse, rows: ResponseRows) -> bytes:
         where = f"the response {abbreviate(response.id)} for the cache {self.directory}"
         rows.validate(self.meta.bounds)
-        num_ids = len(response.token_ids or ())
+        num_ids, expected = len(response.token_ids or ()), response.num_recorded_tokens
+        counts_all = self.meta.part == "all"
         for is_wrong, problem in (
             (not response.id, "has an empty id; give each response an id of its own"),
             (response.id in self.finished or response.id in self._batch.pending, "is there already"),
             (rows.response != response.id, f"came with the rows of {abbreviate(rows.response)}"),
             (not rows.num_rows, "has no rows; a response without tokens is not recorded"),
-            (num_ids != rows.num_tokens, f"has {num_ids} token ids, but rows for {rows.num_tokens} tokens"),
+            (
+                expected != rows.num_tokens,
+                f"has {expected} {'token ids' if expected == num_ids else 'scored tokens'}, but rows for "
+                f"{rows.num_tokens} tokens",
+            ),
+            (
+                counts_all and expected != num_ids,
+                f"has {expected} scored tokens of {num_ids}, but the cache is of whole responses (part all)",
+            ),
         ):
             if is_wrong:
                 raise InputError(f"{where} {problem}")

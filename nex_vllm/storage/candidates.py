@@ -8,22 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec import Meta
 
+from nex_vllm.algorithm.rows import MAX_ROW_TOKENS
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import write_atomically
-from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, check_format, require_regular_file
+from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, check_format, convert, require_regular_file
 
 CANDIDATES_FORMAT = "nex-candidates/1"
 CHOSEN = "chosen_"
 
 _WHAT = "a table of candidates (candidates.parquet)"
 _META_KEY = b"nex-candidates"
+_MAX_BYTES = 8 << 30
 _REMEDY = "give a candidates.parquet of `nex-vllm compare`, or one with the same columns"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -40,6 +44,22 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of every table; a float64 column per signal and a bool column ``chosen_NAME`` per selector follow."""
+
+_TEXTS = [field.name for field in SCHEMA if pa.types.is_string(field.type)]
+
+
+@dataclass(frozen=True, slots=True)
+class _StatedMeta:
+    """What is read of a table's metadata; None, or not there, where it is not known."""
+
+    seed: Annotated[int, Meta(ge=0, le=1 << 62)] | None = None
+    top_k: Annotated[int, Meta(ge=1, le=1 << 32)] | None = None
+    row_tokens: Annotated[int, Meta(ge=1, le=MAX_ROW_TOKENS)] | None = None
+    deepconf_window: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
+    extract: str | None = None
+    part: Literal["all", "reasoning"] = "all"
+    reasoning_end: str = ""
+    weights_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +107,11 @@ class CandidateTable:
         """Candidates of each problem, int64 [P]."""
         return np.diff(self.offsets)
 
+    def stated(self, name: str, default: int) -> int:
+        """Return a whole number of the metadata; the default where it is not known."""
+        value = self.meta.get(name)
+        return default if value is None else int(value)
+
 
 def write_candidates(path: StrPath, table: CandidateTable) -> None:
     """Write a table, whole or not at all; an older file of that name is replaced.
@@ -112,10 +137,11 @@ def write_candidates(path: StrPath, table: CandidateTable) -> None:
         columns[CHOSEN + name] = pa.array(np.asarray(flags, dtype=np.bool_))
         schema = schema.append(pa.field(CHOSEN + name, pa.bool_(), nullable=False))
     for name, column in columns.items():
-        if len(column) != len(table) or not _NAME.fullmatch(name):
+        _check_name(name, f"the column {abbreviate(name)} for {path}")
+        if len(column) != len(table):
             raise InputError(
-                f"the column {abbreviate(name)} for {path} has {len(column)} values, expected a name of small letters, "
-                f"digits and underscores, and {len(table)} values, one for each candidate"
+                f"the column {abbreviate(name)} for {path} has {len(column)} values, expected {len(table)}, one for "
+                "each candidate"
             )
     meta = json.dumps({**table.meta, "format": CANDIDATES_FORMAT})
     written = pa.table(list(columns.values()), schema=schema.with_metadata({_META_KEY: meta.encode()}))
@@ -127,21 +153,23 @@ def write_candidates(path: StrPath, table: CandidateTable) -> None:
 def read_candidates(path: StrPath) -> CandidateTable:
     """Read a table and check what its columns promise.
 
-    Other writers may have other types for the same values (int64, float32, large strings); NaN in a signal counts as
-    null, as does any number column of a name that is not fixed count as a signal. Raises `InputError`, which names the
-    file, where a column is missing or of another type, where a candidate is there twice, or where the candidates of a
-    problem are apart from each other or do not count from 0.
+    Other writers may have other types for the same values (int64, float32, large strings); NaN and infinities in a
+    signal count as null, as does any number column of a name that is not fixed count as a signal. Raises `InputError`,
+    which names the file, where a column is missing or of another type, or a signal's name is none; where a candidate is
+    there twice, or the candidates of a problem are apart from each other or do not count from 0; and where the content
+    would take more than 8 GiB, before it takes that.
     """
     require_regular_file(path, _WHAT)
     kinds = (pa.ArrowException, ValueError, LookupError, TypeError, OverflowError, MemoryError)
     with as_input_error(f"{path} is not a sound Parquet file", _REMEDY, *kinds), Path(path).open("rb") as handle:
-        read = pq.read_table(handle, page_checksum_verification=True)
-        meta = _meta(read.schema.metadata, path)
-    names = read.schema.names
-    missing = [name for name in SCHEMA.names if name not in names]
-    if missing or len(set(names)) != len(names):
-        problem = f"lacks the column {missing[0]!r}" if missing else "has a column twice"
-        raise InputError(f"{path} {problem}; {_REMEDY}")
+        # Texts stay what the file says of repeated ones, their place in a dictionary, until their size is known.
+        file = pq.ParquetFile(handle, read_dictionary=_TEXTS, page_checksum_verification=True)
+        meta = _meta(file.schema_arrow.metadata, path)
+        _check_columns(file.schema_arrow, path)
+        size = _stated_size(file.metadata)
+        _check_size(size, path)
+        read = file.read()
+        _check_size(size + sum(_text_size(read.column(name)) for name in _TEXTS), path)
     fixed = {field.name: _cast(read.column(field.name), field, path) for field in SCHEMA}
     problems, offsets = _grouped(fixed["problem"].to_pylist(), fixed["candidate"].to_numpy(), path)
     signals, chosen = {}, {}
@@ -152,7 +180,8 @@ def read_candidates(path: StrPath) -> CandidateTable:
             chosen[column.name.removeprefix(CHOSEN)] = flags
         elif column.name not in SCHEMA.names:
             values = _cast(read.column(column.name), pa.field(column.name, pa.float64()), path)
-            signals[column.name] = values.to_numpy(zero_copy_only=False)
+            numbers = values.to_numpy(zero_copy_only=False)
+            signals[column.name] = np.where(np.isfinite(numbers), numbers, np.nan)
     lists = fixed["token_ids"]
     bounds, tokens = lists.offsets.to_numpy(), lists.values.to_numpy()
     return CandidateTable(
@@ -184,14 +213,62 @@ def _meta(metadata: dict[bytes, bytes] | None, path: StrPath) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise ValueError("its metadata is no JSON object")
     check_format(meta.pop("format", None), CANDIDATES_FORMAT, path, _WHAT)
+    convert(meta, _StatedMeta, f"{path}: metadata")
     return meta
 
 
-def _cast(column: Any, expected: Any, path: StrPath) -> Any:
-    """Return a column as one array of the expected type, or raise `InputError` that names it."""
-    where = f"{path}: the column {abbreviate(expected.name)}"
+def _check_columns(schema: Any, path: StrPath) -> None:
+    """Raise `InputError` where a column is missing, there twice, of another type, or a signal of no good name."""
+    missing = [name for name in SCHEMA.names if name not in schema.names]
+    if missing or len(set(schema.names)) != len(schema.names):
+        problem = f"lacks the column {missing[0]!r}" if missing else "has a column twice"
+        raise InputError(f"{path} {problem}; {_REMEDY}")
+    for given in schema:
+        where = f"{path}: the column {abbreviate(given.name)}"
+        if given.name in SCHEMA.names:
+            _check_type(given.type, SCHEMA.field(given.name), where)
+        elif given.name.startswith(CHOSEN):
+            _check_type(given.type, pa.field(given.name, pa.bool_()), where)
+        else:
+            _check_type(given.type, pa.field(given.name, pa.float64()), where)
+            _check_name(given.name, where)
+
+
+def _check_name(name: str, where: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{where} has no name that a signal or a choice can have, expected small letters, digits and underscores; "
+            "rename it, or take it out"
+        )
+
+
+def _stated_size(metadata: Any) -> int:
+    """Return the bytes that the content takes, repeated texts counted once: what the file's own metadata tell."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    return sum(max(column.total_uncompressed_size, 8 * column.num_values) for column in columns)
+
+
+def _text_size(column: Any) -> int:
+    """Return the bytes of a column's texts, each counted as often as it is there."""
+    if not pa.types.is_dictionary(column.type):
+        return 0  # a column of nulls
+    sizes = [pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() for chunk in column.chunks]
+    return sum(size or 0 for size in sizes)
+
+
+def _check_size(size: int, path: StrPath) -> None:
+    if size > _MAX_BYTES:
+        raise InputError(
+            f"{path} takes {size / 2**30:.1f} GiB in memory, at most {_MAX_BYTES >> 30} GiB are read; split it by "
+            "problems"
+        )
+
+
+def _check_type(given: Any, expected: Any, where: str) -> None:
+    """Raise `InputError` where a column of this type cannot stand for the expected one."""
     is_number = pa.types.is_floating(expected.type) or pa.types.is_integer(expected.type)
-    given = column.type
+    given = given.value_type if pa.types.is_dictionary(given) else given
     # Arrow would read text as numbers, and 0 and 1 as false and true.
     alike = (
         pa.types.is_null(given)
@@ -204,9 +281,14 @@ def _cast(column: Any, expected: Any, path: StrPath) -> Any:
         fixed = expected.name in SCHEMA.names or expected.name.startswith(CHOSEN)
         needed = f"expected {expected.type}" if fixed else "expected numbers, a signal; take the column out"
         raise InputError(f"{where} has the type {given}, {needed}")
+
+
+def _cast(column: Any, expected: Any, path: StrPath) -> Any:
+    """Return a column as one array of the expected type, or raise `InputError` that names it."""
+    where = f"{path}: the column {abbreviate(expected.name)}"
     with as_input_error(where, f"expected {expected.type}", pa.ArrowException):
         cast = column.cast(expected.type).combine_chunks()
-    array = cast if isinstance(cast, pa.Array) else pa.concat_arrays(cast.chunks)
+        array = cast if isinstance(cast, pa.Array) else pa.concat_arrays(cast.chunks)
     nulls = array.null_count + (array.values.null_count if pa.types.is_list(expected.type) else 0)
     if nulls and not expected.nullable:
         raise InputError(f"{where} has {nulls} nulls, expected a value for every candidate")

@@ -64,7 +64,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield from pq.read_table(handle).to_pylist()
     elif path.suffix == ".csv":
         problem = f"{path} is not a sound CSV file"
-        with as_input_error(problem, "copy it again", csv.Error, UnicodeError), path.open(newline="") as lines:
+        with (
+            as_input_error(problem, "copy it again", csv.Error, UnicodeError),
+            path.open(newline="", encoding="utf-8-sig") as lines,
+        ):
             csv.field_size_limit(MAX_LINE_BYTES)
             yield from csv.DictReader(lines)
     else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -15,7 +15,11 @@ Count = Annotated[int, Meta(ge=0, lt=1 << 59)]
 
 @dataclass(frozen=True, slots=True)
 class RecordingMeta:
-    """How rows were recorded: the model as it was named and its fingerprint, neurons kept per token, tokens per row."""
+    """How rows were recorded: the model as it was named and its fingerprint, neurons kept per token, tokens per row.
+
+    ``part`` says which part of a response they cover, and ``reasoning_end`` is the text that ends it where that is the
+    reasoning; files of earlier versions have neither.
+    """
 
     model: str
     model_fingerprint: str
@@ -23,6 +27,12 @@ class RecordingMeta:
     intermediate_size: Annotated[int, Meta(ge=1, le=MAX_LAYER_WIDTH)]
     top_k: Annotated[int, Meta(ge=1, le=1 << 32)]
     row_tokens: Annotated[int, Meta(ge=1, le=MAX_ROW_TOKENS)]
+    part: Literal["all", "reasoning"] = field(default="all", kw_only=True)
+    reasoning_end: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if (self.part == "reasoning") != bool(self.reasoning_end):
+            raise ValueError(f"part is {self.part!r}, but reasoning_end is {self.reasoning_end!r}")
 
     @property
     def bounds(self) -> RowBounds:

@@ -52,6 +52,11 @@ class GivenResponse(Prompt, frozen=True):
         _require_one("response", self.text, "response_token_ids", self.token_ids)
 
 
+def response_id(prompt: str, k: int) -> str:
+    """Return the id that a recording gives to response k of several to the prompt of this id: ``PROMPT-k``."""
+    return f"{prompt}-{k}"
+
+
 P = TypeVar("P", bound=Prompt)
 
 

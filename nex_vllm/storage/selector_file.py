@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -33,6 +33,10 @@ class SelectorFile:
         deepconf_window: tokens of a group of DeepConf.
         extract: how answers were found; None where no signal reads them.
         top_k: neurons kept per token; None where no signal counts them.
+        part: which part of a response counted; files of earlier versions lack it.
+        reasoning_end: the text that ends it; empty where everything counted.
+        weights_digest: SHA-256 of the neuron weights behind the scores; None where no signal reads them, and where
+            that is not known.
         trained_on: what it was learned from, for people.
         cross_validated: how well it chose among problems that it was not learned from, for people.
     """
@@ -45,6 +49,9 @@ class SelectorFile:
     top_k: Annotated[int, Meta(ge=1, le=1 << 32)] | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
     cross_validated: dict[str, Any] = field(default_factory=dict)
+    part: Literal["all", "reasoning"] = "all"
+    reasoning_end: str = ""
+    weights_digest: str | None = None
 
     @property
     def selector(self) -> LearnedSelector:
@@ -77,7 +84,7 @@ def load_selector(path: StrPath) -> SelectorFile:
     return file
 
 
-def check_selector_fits(
+def check_selector_fits(  # noqa: PLR0913 - one argument per thing that must fit
     file: SelectorFile,
     *,
     extract: str | None,
@@ -86,18 +93,28 @@ def check_selector_fits(
     top_k: int,
     has_weights: bool,
     source: StrPath,
+    part: str = "all",
+    reasoning_end: str = "",
+    weights_digest: str | None = None,
+    weights_flag: str = "--nex-weights FILE (setting weights)",
 ) -> None:
     """Refuse a learned selector whose signals the engine measures otherwise; both values are named.
 
-    What none of its signals depends on may differ.
+    What none of its signals depends on may differ. ``weights_digest`` is that of the engine's neuron weights, None
+    where it is not known, and ``weights_flag`` how the caller's user gives weights.
 
     Raises `InputError` where something that they do depend on differs, or where one needs weights and there are none.
     """
     needs = file.selector.needs
     if "score" in needs and not has_weights:
         raise InputError(
-            f"{source} chooses by {_first_with(file, 'score')} among others, which needs neuron weights, but the "
-            "engine has none; give --nex-weights FILE (setting weights), or fit a selector without it"
+            f"{source} chooses by {_first_with(file, 'score')} among others, which needs neuron weights, but there "
+            f"are none; give {weights_flag}, or fit a selector without it"
+        )
+    if "score" in needs and None not in {file.weights_digest, weights_digest} and file.weights_digest != weights_digest:
+        raise InputError(
+            f"{source} was fitted to scores by the neuron weights with digest {file.weights_digest}, but those here "
+            f"have {weights_digest}; give the weights that it was fitted with, or fit it again"
         )
     for name, fitted, served, matters in (
         ("extract", file.extract, extract, "answer" in needs),
@@ -109,6 +126,8 @@ def check_selector_fits(
             deepconf_window,
             any(signal.startswith("deepconf") for signal in file.signals),
         ),
+        ("part", file.part, part, bool(needs - {"answer"})),  # answers and lengths are those of the whole response
+        ("reasoning_end", file.reasoning_end, reasoning_end, bool(needs - {"answer"})),
     ):
         if matters and fitted != served:
             raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -13,12 +14,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from nex_vllm.algorithm.rows import find_wrong_key
+from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.errors import InputError
 from nex_vllm.storage.atomic import check_writable_output, write_atomically
 from nex_vllm.storage.files import StrPath, abbreviate, as_input_error, check_format, convert, require_regular_file
 from nex_vllm.storage.metadata import WeightsMeta
 
 WEIGHTS_FORMAT = "nex-weights/1"
+
+ENGINE_FLAGS: Mapping[str, str] = {
+    "top_k": "--nex-top-k",
+    "row_tokens": "--nex-row-tokens",
+    "part": "--nex-part",
+    "reasoning_end": "--nex-reasoning-end",
+    "accept_other_model": "--nex-accept-other-model (setting accept_other_model)",
+}
+"""By what weights must fit, how an engine's operator sets it."""
 
 _WHAT = "a nex-vllm weights file"
 _MAX_BYTES = 1 << 30  # twice what all the neurons that a format allows take
@@ -77,7 +88,14 @@ def load_weights(path: StrPath) -> WeightsFile:
     return loaded
 
 
-def check_fits(
+def weights_digest(file: WeightsFile | NeuronWeights) -> str:
+    """Return the SHA-256, in hex, of the weights alone: the same whatever the metadata say of them."""
+    digest = hashlib.sha256()
+    _add_arrays(digest, file.keys, file.weights)
+    return digest.hexdigest()
+
+
+def check_fits(  # noqa: PLR0913 - one argument per thing that must fit
     file: WeightsFile,
     *,
     model_fingerprint: str,
@@ -85,27 +103,40 @@ def check_fits(
     intermediate_size: int,
     top_k: int,
     row_tokens: int | None = None,
+    part: str | None = None,
+    reasoning_end: str | None = None,
     source: StrPath = "the weights file",
+    flags: Mapping[str, str] = ENGINE_FLAGS,
     accept_other_model: bool = False,
 ) -> bool:
     """Return whether weights are of another model, which the caller says in the log, or refuse them.
 
-    The model being served is given by its fingerprint, layers and units per layer, and how rows are made by ``top_k``
-    and ``row_tokens`` (None for scoring, which makes none). ``source`` names the file in messages.
+    The model being served is given by its fingerprint, layers and units per layer, how rows are made by ``top_k`` and
+    ``row_tokens`` (None for scoring, which makes none), and which part of a response counts by ``part`` and
+    ``reasoning_end`` (None where it is taken from the file). ``source`` names the file in messages, and ``flags`` what
+    the caller's user can set, by name.
     ``accept_other_model`` takes weights of another model of the same shape, as of a fine-tuned model's base.
     Raises `InputError` where anything else differs; both values are named.
     """
     meta = file.meta
     calibrate = "calibrate on the model you serve"
-    sibling = "give --nex-accept-other-model (setting accept_other_model) if it is a fine-tuned or quantised variant"
+    sibling = f"give {flags.get('accept_other_model')} if it is a fine-tuned or quantised variant"
+
+    def advise(name: str) -> str:
+        value = getattr(meta, name)
+        shown = abbreviate(value) if name == "reasoning_end" else value
+        return f"set {flags[name]} to {shown} or calibrate again" if name in flags else "calibrate again"
+
     fingerprint = meta.model_fingerprint if accept_other_model else model_fingerprint
     # Shape first: "36 layers, not 28" tells more than two fingerprints.
     for words, learned, served, remedy in (
         ("{} layers", meta.num_layers, num_layers, calibrate),
         ("{} units per layer", meta.intermediate_size, intermediate_size, calibrate),
         ("fingerprint {}", meta.model_fingerprint, fingerprint, f"{calibrate}, or {sibling}"),
-        ("top_k {}", meta.top_k, top_k, f"set top_k to {meta.top_k} or calibrate again"),
-        ("row_tokens {}", meta.row_tokens, row_tokens, f"set row_tokens to {meta.row_tokens} or calibrate again"),
+        ("top_k {}", meta.top_k, top_k, advise("top_k")),
+        ("row_tokens {}", meta.row_tokens, row_tokens, advise("row_tokens")),
+        ("part {}", meta.part, part, advise("part")),
+        ("reasoning_end {}", meta.reasoning_end, reasoning_end, advise("reasoning_end")),
     ):
         if served is not None and learned != served:
             old, new = (words.format(abbreviate(value)) for value in (learned, served))
@@ -118,9 +149,13 @@ def _content_digest(strings: dict[str, str], keys: npt.NDArray[np.uint32], weigh
     """Return the SHA-256 of the metadata but ``sha256``, as JSON in the order of names, of the keys and the weights."""
     described = {name: value for name, value in sorted(strings.items()) if name != _DIGEST}
     digest = hashlib.sha256(json.dumps(described).encode())
-    for array in (keys, weights):
-        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    _add_arrays(digest, keys, weights)
     return digest.hexdigest()
+
+
+def _add_arrays(digest: hashlib._Hash, *arrays: npt.NDArray[np.uint32] | npt.NDArray[np.float32]) -> None:
+    for array in arrays:
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def _check_digest(path: StrPath, file: WeightsFile, strings: dict[str, str]) -> None:

@@ -47,10 +47,10 @@ def _medoid_distance(trace: CandidateTrace, others: list[CandidateTrace]) -> flo
     return statistics.fmean(_jaccard_distance(own, each) for each in sets) if sets else 0.0
 
 
-def _votes(weigh: Callable[[CandidateTrace], float]) -> Callable[[CandidateTrace, list[CandidateTrace]], float]:
-    def votes(trace: CandidateTrace, all_: list[CandidateTrace]) -> float:
+def _votes(weigh: Callable[[CandidateTrace], float]) -> Callable[[CandidateTrace, list[CandidateTrace]], float | None]:
+    def votes(trace: CandidateTrace, all_: list[CandidateTrace]) -> float | None:
         if trace.answer is None:
-            return 0.0
+            return 0.0 if {other.answer for other in all_} == {None} else None
         return math.fsum(weigh(other) for other in all_ if other.answer == trace.answer)
 
     return votes
@@ -60,7 +60,7 @@ def _geometric_mean(trace: CandidateTrace) -> float:
     return math.exp(statistics.fmean(_column(trace, LOGPROB)))
 
 
-NAIVE: dict[str, Callable[[CandidateTrace, list[CandidateTrace]], float]] = {
+NAIVE: dict[str, Callable[[CandidateTrace, list[CandidateTrace]], float | None]] = {
     "score": lambda trace, _: float(trace.score),  # type: ignore[arg-type]
     "logprob": lambda trace, _: statistics.fmean(_column(trace, LOGPROB)),
     "entropy": lambda trace, _: statistics.fmean(_column(trace, ENTROPY)),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nex_vllm.algorithm import SIGNALS, CandidateTrace, measure_signals
+from nex_vllm.algorithm import SELECTORS, SIGNALS, CandidateTrace, measure_signals
 from nex_vllm.algorithm.signals import CONFIDENCE, ENTROPY, LOGPROB, NUM_STATISTICS, SELF_CERTAINTY
 from tests.algorithm.naive_signals import NAIVE
 
@@ -160,7 +160,17 @@ def test_votes_are_counted_among_candidates_that_finished() -> None:
     answers = ["7", None, "8", "7", "7"]
     reasons = ["stop", "stop", "length", "stop", "abort"]
     traces = [trace(answer=a, finish_reason=r) for a, r in zip(answers, reasons, strict=True)]
-    assert measure("votes", *traces) == [2.0, 0.0, 1.0, 2.0, None]
+    assert measure("votes", *traces) == [2.0, None, 1.0, 2.0, None]
+
+
+def test_candidates_without_an_answer_form_no_group() -> None:
+    traces = [trace(answer=answer, score=0.0) for answer in (None, "7", "7")]
+    for name in ("majority", "majority_nex"):
+        values = measure(SELECTORS[name].signal, *traces)
+        assert SELECTORS[name].select(values, [True] * 3) == 1
+    nobody = [trace(score=0.5), trace(score=0.9), trace(answer="7", finish_reason="abort", score=1.0)]
+    for name in ("votes", "votes_nex"):
+        assert measure(name, *nobody) == [0.0, 0.0, None], "no groups: the first that finished is the choice"
 
 
 def test_weighted_votes_add_up_and_a_voter_without_weight_adds_nothing() -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from nex_vllm import InputError
-from nex_vllm.choosing.answers import MAX_DETAIL, MAX_MATCHED, MAX_TEXT, parse_extraction
+from nex_vllm.choosing.answers import MAX_DETAIL, MAX_MATCHED, MAX_TEXT, one_form, parse_extraction
 
 A_LIST = "A. Rome\nB. Paris\nC. Bonn\nD. Oslo"
 
@@ -25,6 +25,7 @@ BOXED = [
     (r"\boxed{1{,}000}", "1000"),
     (r"\boxed{10,\!000}", "10000"),
     (r"\boxed{10\,000.50}", "10000.5"),
+    (r"\boxed{12 345.5}", "12345.5"),
     (r"\boxed{\{1, 2\}}", r"\{1,2\}"),
     (r"\boxed{\left( 1, 2 \right)}", "(1,2)"),
     (r"\boxed{\text{two  words}}", "two words"),
@@ -57,6 +58,12 @@ LAST_NUMBER = [
     ("1.5e3 units", "1500"),
     ("1e-3", "0.001"),
     ("1e999", "1e999"),
+    ("So x = 1 000.", "1000"),
+    ("12 345 000 of them", "12345000"),
+    ("the numbers 100 200 300", "300"),
+    ("it costs 1,00", "1"),
+    ("(1,2,3)", "3"),
+    ("3 1/4 pies", "3 1/4"),
     ("well...5", "5"),
     ("5km", "5"),
     ("The answer is 7. I am sure of it.", "7"),
@@ -171,8 +178,8 @@ def test_only_the_end_of_a_long_response_is_looked_at() -> None:
 
 
 HOSTILE = [
-    r"\boxed{", r"\boxed{}", "A ", "answer: b ", "1,000", "1", "1.", "1e", "(A", "**", r"\text{", "answer is ", "A.\n",
-    "\n", " ", "x", r"\frac{1}{",
+    r"\boxed{", r"\boxed{}", "A ", "answer: b ", "1,000", "1 000 ", "1 00", "1", "1.", "1e", "(A", "**", r"\text{",
+    "answer is ", "A.\n", "\n", " ", "x", r"\frac{1}{",
 ]  # fmt: skip
 
 
@@ -184,3 +191,10 @@ def test_no_response_takes_long(kind: str) -> None:
     for part in HOSTILE:
         extraction.extract((part * MAX_TEXT)[:MAX_TEXT])
     assert time.monotonic() - started < 20
+
+
+def test_markup_around_an_answer_is_dropped_in_linear_time() -> None:
+    many = 200_000
+    started = time.monotonic()
+    assert one_form(r"\(" * many + " **7** " + r".\)" * many) == "7"
+    assert time.monotonic() - started < 5, "one pair at a time, it would take half a minute and more"

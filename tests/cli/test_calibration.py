@@ -63,6 +63,7 @@ class FakeEngine:
             text=f"text {params.seed}",
             finish_reason="stop",
             signals={"logprob": -0.5 - params.seed % 5} if params.extra_args.get("nex_return_signals") else None,
+            num_scored_tokens=rows.num_tokens,
         )
         return [SimpleNamespace(request_id=request_id, finished=True, nex=SimpleNamespace(candidates=[candidate]))]
 

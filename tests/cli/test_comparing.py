@@ -168,7 +168,8 @@ def test_candidates_of_before_are_compared_without_a_model(
     refused(run("compare", table, "--out", tmp_path / "again"), "again/candidates.parquet already exists", "--force")
     ok(run("compare", table, "--out", tmp_path / "again", "--force"))
     assert (tmp_path / "again" / "comparison.json").read_bytes() == (out / "comparison.json").read_bytes()
-    ok(run("compare", table, "--out", out, "--selectors", "logprob"))
+    refused(run("compare", table, "--out", out, "--selectors", "logprob"), "candidates.parquet already exists")
+    ok(run("compare", table, "--out", out, "--selectors", "logprob", "--force"))
 
 
 def test_flags_that_do_nothing_for_a_table_are_refused(run: Run, tmp_path: Path) -> None:

@@ -218,6 +218,14 @@ def test_scores_that_do_not_differ_leave_no_choice_and_say_so(tmp_path: Path) ->
     assert any("in no prompt do both score and number of tokens differ" in warning for warning in found.warnings)
 
 
+def test_equal_scores_are_equal_however_their_deviation_is_rounded(tmp_path: Path) -> None:
+    """Computed, the deviation of these seven is 1.1e-16."""
+    same = Ending({GOOD: 1.0}, {BAD: 0.3}, 1)
+    found = diagnosed(tmp_path / "cache", list(responses_to(PROMPTS[:2], [same] * 7).values()))
+    assert found.score_spread == 0.0
+    assert any(warning.startswith("score_spread is 0") for warning in found.warnings)
+
+
 # What cannot be told.
 
 

@@ -131,6 +131,20 @@ def test_own_lines_are_taken_as_they_are(tmp_path: Path) -> None:
     assert swapped.digest != found.digest
 
 
+def test_a_question_that_gets_an_instruction_is_said_to(tmp_path: Path) -> None:
+    lines = [{"question": "2 + 2 =", "answer": "4"}]
+    path = write_lines(tmp_path / "p.jsonl", lines)
+    note = f"{path} is read as questions with answers; each question ends with: {BOXED_INSTRUCTION}"
+    assert load_problems(str(path)).note == note
+    assert load_problems(str(write_lines(tmp_path / "q.jsonl", [{"prompt": "2 + 2 =", "answer": "4"}]))).note is None
+
+
+def test_a_table_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    """Excel writes a byte order mark before the first column's name."""
+    (tmp_path / "p.csv").write_text("question,answer\nWie groß?,4\n", encoding="utf-8-sig")
+    assert asked(tmp_path / "p.csv")[1:3] == ([f"Wie groß?\n\n{BOXED_INSTRUCTION}"], ["4"])
+
+
 REFUSED: dict[str, tuple[Rows, str]] = {
     "same_id": ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], ":2: id 'x' is already used on line 1"),
     "number": ([{"prompt": "a", "answer": 4}], ":1: `answer`: expected `str | null`, got `int`"),

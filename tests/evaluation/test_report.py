@@ -21,6 +21,7 @@ from nex_vllm.errors import InputError
 from nex_vllm.evaluation.report import ReportPlan, write_report
 from nex_vllm.evaluation.report.figures import RowSample, count_in_bins, describe_weights
 from nex_vllm.evaluation.report.page import render_page
+from nex_vllm.evaluation.report.pictures import choose_pictures, draw_picture
 from nex_vllm.evaluation.report.responses import ShownResponses, encode_json
 from nex_vllm.evaluation.report.row_texts import RowCutter, load_tokenizer
 from nex_vllm.evaluation.report.sources import find_source
@@ -233,6 +234,12 @@ def test_text_after_a_stop_string_is_of_no_row(shipped_model: Path, cutter: RowC
     assert cutter.cut(" Have 6 13 3 want 22", ids, [len(ids)]) == ([" Have 6 13 3 want 22"], True)
 
 
+def test_text_after_the_reasoning_is_of_no_row(cutter: RowCutter, shipped_model: Path) -> None:
+    ids = tokens_of(shipped_model, "Have 6 13 3 want 22")
+    assert cutter.cut("Have 6 13 3 want 22", ids, [1, 2]) == (["Have", " 6 13"], True)
+    assert cutter.cut("x" * 60, ids, [1, 2]) == (["x" * 10, "x" * 20], False)
+
+
 @pytest.mark.parametrize(
     ("text", "ids"), [("another text", [5, 6, 7, 8]), ("some text", None), ("some text", [5] * 3), ("", [10**9] * 4)]
 )
@@ -328,6 +335,18 @@ def test_the_pictures_are_beside_the_page_and_not_blank(pages: dict[str, Path], 
         assert pixels.std() > 0.02
 
 
+def test_names_in_a_picture_are_no_mathematics(tmp_path: Path) -> None:
+    directory = write_comparison_directory(tmp_path / "comparison")
+    outcome = directory / "comparison.json"
+    fields = json.loads(outcome.read_text())
+    fields["selectors"][r"$\frac{1}{0$"] = fields["selectors"]["nex"]
+    outcome.write_text(json.dumps(fields))
+    plan = ReportPlan(directory, tmp_path / "r.html")
+    describe, _ = find_source(plan)
+    draw = choose_pictures(describe(plan, "nex-vllm test", lambda _: _NoBar()))["selectors"]
+    assert draw_picture(draw).startswith(b"\x89PNG")
+
+
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     (tmp_path / "empty").mkdir()
@@ -360,15 +379,19 @@ def test_outputs_that_would_harm_are_refused_before_any_work(cache: Path, tmp_pa
 def test_options_that_do_not_fit_are_refused(cache: Path, tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "w.safetensors")
     other = write_weights(tmp_path / "o.safetensors", top_k=25)
+    sibling = write_weights(tmp_path / "s.safetensors", model_fingerprint="e" * 32)
     out = tmp_path / "r.html"
     for path, options, words in (
         (weights, {"weights": weights}, "--weights has no effect"),
         (weights, {"tokenizer": tmp_path}, "--tokenizer has no effect"),
-        (cache, {"weights": other}, "top_k 25"),
+        (cache, {"weights": other}, "top_k 25.*; calibrate again$"),
+        (cache, {"weights": sibling}, "or give --accept-other-model if it is a fine-tuned"),
+        (cache, {"accept_other_model": True}, "--accept-other-model has no effect without --weights"),
         (cache, {"tokenizer": tmp_path}, "has no tokenizer that can be read"),
     ):
         with pytest.raises(InputError, match=words):
             report(path, out, **options)
+    assert report(cache, out, weights=sibling, accept_other_model=True)[0] == out
 
 
 def test_a_sample_of_rows_is_a_fair_one() -> None:

@@ -257,6 +257,10 @@ def test_candidates_that_cannot_be_used_are_refused(fine: CacheReader, tmp_path:
         writer.add(CachedResponse("p0-0", "t", [5] * 160, "stop"), rows)
     with pytest.raises(InputError, match="give candidates of the same model"):
         SweptCache(fine).check([BASE], GradedCandidates(candidates.table, CacheReader(tmp_path / "other")))
+    with CacheWriter(tmp_path / "cut", replace(meta(), part="reasoning", reasoning_end="</think>")) as writer:
+        writer.add(CachedResponse("p0-0", "t", [5] * 200, "stop", num_scored_tokens=160), rows)
+    with pytest.raises(InputError, match=r"part 'reasoning' '</think>', but .*/cache with part 'all' '';"):
+        SweptCache(fine).check([BASE], GradedCandidates(candidates.table, CacheReader(tmp_path / "cut")))
 
 
 # What is asked for.

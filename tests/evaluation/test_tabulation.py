@@ -9,7 +9,12 @@ from scipy.sparse import csr_array
 from nex_vllm.algorithm import NeuronWeights, weighted_masses
 from nex_vllm.algorithm.selectors import SELECTORS
 from nex_vllm.errors import NexError
-from nex_vllm.evaluation.calibrations import best_rows, gain_interval_over_calibrations, padded_places
+from nex_vllm.evaluation.calibrations import (
+    best_rows,
+    candidates_that_may_win,
+    gain_interval_over_calibrations,
+    padded_places,
+)
 from nex_vllm.evaluation.choices import finished_candidates, select_rows
 from nex_vllm.evaluation.comparison import Resampling, compare
 from nex_vllm.evaluation.evidence import Evidence
@@ -70,7 +75,7 @@ def test_every_candidate_has_its_row_and_its_signals(reader: CacheReader) -> Non
         rows = by_id[name]
         expected = weighted_masses(rows.keys, rows.masses, weights).score
         assert table.signals["score"][row] == pytest.approx(expected, rel=1e-12)
-    assert table.signals["votes"].tolist() == [2, 2, 1, 2, 0, 2, 1, 1, 1]
+    np.testing.assert_array_equal(table.signals["votes"], [2, 2, 1, 2, np.nan, 2, 1, 1, 1])
     score = table.signals["score"]
     assert table.signals["votes_nex"][:3].tolist() == [score[0] + score[1]] * 2 + [score[2]]
     chance = np.exp(table.signals["logprob"])
@@ -126,7 +131,7 @@ def test_intervals_over_calibrations_show_what_intervals_over_problems_cannot() 
     num_problems = 12
     table = table_of([[False, True]] * num_problems, score=[[0.0, 1.0]] * num_problems)
     b = csr_array(np.tile([[0.0, 1.0], [1.0, 0.0]], (num_problems, 1)).astype(np.float32))
-    sums = CandidateSums(("",) * len(table), np.array([0, 1], dtype=np.uint32), b, np.ones(len(table)))
+    sums = CandidateSums(("",) * len(table), np.array([0, 1], dtype=np.uint32), b)
     divided = evidence_of([[1.0, 0.0]] * 11 + [[0.0, 1.0]] * 10, [[0.0, 1.0]] * 11 + [[1.0, 0.0]] * 10)
     assert divided.weights().weights[0] > 0 > divided.weights().weights[1]
     nex = compare(table, resampling=Resampling(divided, sums))[0].selectors["nex"]
@@ -147,7 +152,6 @@ def test_best_rows_are_the_selectors_own() -> None:
     )
     places, there = padded_places(table)
     finished = finished_candidates(table)
-    may_win = there & (finished[places] | ~(finished[places] & there).any(axis=1, keepdims=True))
     score = table.signals["score"]
-    assert best_rows(score, places, may_win).tolist() == [0, 3, 6]
+    assert best_rows(score, places, candidates_that_may_win(table, places, there)).tolist() == [0, 3, 6]
     assert select_rows(SELECTORS["nex"], score, finished, table).tolist() == [0, 3, 6]

@@ -98,6 +98,7 @@ def main() -> None:
                         "score": c.score,
                         "keys": c.sums.keys.tolist() if c.sums else None,
                         "masses": c.sums.masses.tolist() if c.sums else None,
+                        "num_scored": c.num_scored_tokens,
                         "logprobs": c.rows.logprob.tolist() if c.rows else [],
                     }
                     for c in output.nex.candidates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nex_vllm.storage import WeightsFile, WeightsMeta, model_fingerprint, save_weights
+from nex_vllm.storage import WeightsFile, WeightsMeta, load_weights, model_fingerprint, save_weights
 from tests.plugin.engines import Engines
 from tests.plugin.models import save_random_model
 
 TOP_K = 24
 ROW_TOKENS = 8
+REASONING_END = "\nthen"
+"""Two tokens, which come in the middle of most responses of the shipped model."""
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +67,16 @@ def shipped_weights(tmp_path_factory: pytest.TempPathFactory, shipped_model: Pat
     )
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     save_weights(path, WeightsFile(keys, rng.uniform(-1, 1, len(keys)).astype(np.float32), meta))
+    return path
+
+
+@pytest.fixture(scope="session")
+def reasoning_weights(shipped_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the same weights as if they were learned from reasoning; they bring the setting with them."""
+    file = load_weights(shipped_weights)
+    meta = dataclasses.replace(file.meta, part="reasoning", reasoning_end=REASONING_END)
+    path = tmp_path_factory.mktemp("reasoning") / "weights.safetensors"
+    save_weights(path, dataclasses.replace(file, meta=meta))
     return path
 
 

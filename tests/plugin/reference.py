@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,12 @@ class HookedModel:
                 layer, unit = divmod(int(position), token.shape[1])
                 doubtful.add(layer << 16 | unit)
         return ReferenceSums(sums, doubtful)
+
+
+def reasoning_length(tokenizer: Any, token_ids: list[int], marker: str) -> int | None:
+    """Return the smallest number of tokens whose text contains the marker; None where none does."""
+    lengths = range(1, len(token_ids) + 1)
+    return next((n for n in lengths if marker in tokenizer.decode(token_ids[:n], skip_special_tokens=False)), None)
 
 
 def assert_same_sums(keys: np.ndarray, masses: np.ndarray, reference: ReferenceSums, tolerance: float = 1e-4) -> None:

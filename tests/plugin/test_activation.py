@@ -25,6 +25,7 @@ from nex_vllm.storage import (
     save_selector,
     save_weights,
 )
+from nex_vllm.storage.weights import weights_digest
 
 
 def _config(model: Path, nex: Any, **options: Any) -> Any:
@@ -103,6 +104,19 @@ def test_a_learned_selector_brings_its_settings_and_is_refused_where_the_engine_
     assert settings.offer.coefficients == {"entropy": -0.5, "votes": 1.0}
     with pytest.raises(InputError, match=r"selector.json.*extract 'boxed'.*'choice'"):
         _config(shipped_model, {"selector_file": path, "extract": "choice"})
+
+
+def test_a_learned_selector_of_other_weights_is_refused(
+    shipped_model: Path, shipped_weights: Path, tmp_path: Path
+) -> None:
+    file = SelectorFile(["score"], {"score": 1.0}, 8, 64, weights_digest=weights_digest(load_weights(shipped_weights)))
+    save_selector(tmp_path / "these.json", file)
+    save_selector(tmp_path / "others.json", replace(file, weights_digest="0" * 64))
+    of_these, of_others = str(tmp_path / "these.json"), str(tmp_path / "others.json")
+    weights = {"weights": str(shipped_weights)}
+    assert resolved_settings(_config(shipped_model, {**weights, "selector_file": of_these})).selector_file == of_these
+    with pytest.raises(InputError, match=r"others.json was fitted to scores by the neuron weights with digest 0000"):
+        _config(shipped_model, {**weights, "selector_file": of_others})
 
 
 def test_a_learned_selector_whose_answers_cannot_be_found_is_refused(shipped_model: Path, tmp_path: Path) -> None:
@@ -287,6 +301,8 @@ def test_a_flag_without_a_value_is_a_setting_where_it_is_given(shipped_model: Pa
     config = '{"nex": {"allow_lora": true}}'
     kept = _parsed(shipped_model, "--plugin", "nex", "--additional-config", config).additional_config["nex"]
     assert kept == {"allow_lora": True, "from_command_line": True}
+    part = _parsed(shipped_model, "--nex-part", "reasoning", "--nex-reasoning-end", "</think>").additional_config["nex"]
+    assert part == {"part": "reasoning", "reasoning_end": "</think>", "from_command_line": True}
 
 
 def test_settings_that_are_no_mapping_end_the_command_with_a_sentence(

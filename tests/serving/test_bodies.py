@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,15 @@ def test_answers_are_there_only_where_they_were_looked_for() -> None:
     body = selection_body([voted], with_candidates=False)
     assert [each["answer"] for each in body["candidates"]] == ["7", None]
     assert "extract" not in body, "how they are found is the operator's affair"
+
+
+def test_how_much_counted_is_there_always_and_whether_reasoning_ended_only_where_it_counts_alone() -> None:
+    (whole, _) = selection_body([CHOSEN], with_candidates=False)["candidates"]
+    assert "num_scored_tokens" in whole
+    assert "reasoning_ended" not in whole
+    thinking = Selection(0, "nex", [replace(_candidate(0, 0.5), num_scored_tokens=3, reasoning_ended=False)])
+    (cut,) = selection_body([thinking], with_candidates=False)["candidates"]
+    assert (cut["num_tokens"], cut["num_scored_tokens"], cut["reasoning_ended"]) == (4, 3, False)
 
 
 @pytest.mark.parametrize("selection", [CHOSEN, NOT_CHOSEN])

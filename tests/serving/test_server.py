@@ -21,7 +21,16 @@ from tests.serving.conftest import LEARNED, VLLM, WINDOW, serve
 
 pytestmark = pytest.mark.engine
 
-CANDIDATE_FIELDS = {"index", "score", "pos_mass", "abs_mass", "tot_mass", "num_tokens", "finish_reason"}
+CANDIDATE_FIELDS = {
+    "index",
+    "score",
+    "pos_mass",
+    "abs_mass",
+    "tot_mass",
+    "num_tokens",
+    "num_scored_tokens",
+    "finish_reason",
+}
 MESSAGES: Any = [{"role": "user", "content": "Make 33 from 8 9 3."}]
 SAMPLING: Any = {"n": 3, "temperature": 0.9, "max_tokens": 40, "model": "countdown"}
 

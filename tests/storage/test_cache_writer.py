@@ -19,7 +19,7 @@ from storage_cases import CACHE_META, add, make_response, make_rows, write_and_d
 from storage_checks import assert_cache_is_sound, assert_refused, full_disk
 
 from nex_vllm.errors import InputError, NexError
-from nex_vllm.storage import CacheReader, CacheWriter, cache_writer
+from nex_vllm.storage import CachedResponse, CacheReader, CacheWriter, cache_writer
 
 # Forked from a server that has loaded what takes long: an interpreter for each writer would take half a second.
 FORKS = multiprocessing.get_context("forkserver")
@@ -247,3 +247,27 @@ def test_response_that_does_not_fit_its_rows_or_its_line_is_not_written(tmp_path
             assert_refused(words, writer.add, dataclasses.replace(response, **fields), other)
         writer.add(response, rows)
     assert assert_cache_is_sound(tmp_path / "c") == {"a", "there"}
+
+
+def test_of_reasoning_the_rows_of_the_tokens_that_count_are_expected(tmp_path: Path) -> None:
+    rows = make_rows("r")
+    meta = dataclasses.replace(CACHE_META, part="reasoning", reasoning_end="</think>")
+    whole = CachedResponse("r", token_ids=list(range(rows.num_tokens + 5)))
+    cut = dataclasses.replace(whole, num_scored_tokens=rows.num_tokens)
+    with CacheWriter(tmp_path / "c", meta) as writer:
+        words = f"has {rows.num_tokens + 5} token ids, but rows for {rows.num_tokens} tokens"
+        assert_refused(words, writer.add, whole, rows)
+        words = f"has 1 scored tokens, but rows for {rows.num_tokens} tokens"
+        assert_refused(words, writer.add, dataclasses.replace(whole, num_scored_tokens=1), rows)
+        writer.add(cut, rows)
+    reader = CacheReader(tmp_path / "c")
+    assert (reader.meta, *reader.responses()) == (meta, cut)
+    assert_refused("part.*reasoning.*all|part.*all.*reasoning", CacheWriter, tmp_path / "c", CACHE_META)
+    line = (tmp_path / "c" / "responses.jsonl").read_bytes()
+    for scored, words in ((0, "`num_scored_tokens`: expected `int` >= 1"), (99, "num_scored_tokens is 99 of")):
+        changed = line.partition(b',"sha256"')[0].replace(b'tokens":%d' % rows.num_tokens, b'tokens":%d' % scored)
+        (tmp_path / "c" / "responses.jsonl").write_bytes(changed + b"}\n")
+        assert_refused(words, CacheReader, tmp_path / "c")
+    with CacheWriter(tmp_path / "whole", CACHE_META) as writer:
+        words = f"has {rows.num_tokens} scored tokens of {rows.num_tokens + 5}, but the cache is of whole responses"
+        assert_refused(words, writer.add, cut, rows)

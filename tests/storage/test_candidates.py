@@ -92,6 +92,11 @@ def set_column(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
     return lambda table: table.set_column(table.schema.get_field_index(name), name, pa.array(values))
 
 
+def with_meta(words: str) -> Callable[[pa.Table], pa.Table]:
+    meta = f'{{"format": "nex-candidates/1", {words}}}'
+    return lambda table: table.replace_schema_metadata({"nex-candidates": meta})
+
+
 DAMAGE: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "missing": (lambda table: table.drop_columns("correct"), "lacks the column 'correct'"),
     "type": (set_column("num_tokens", list("abcde")), "'num_tokens' has the type string, expected int32"),
@@ -104,6 +109,10 @@ DAMAGE: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "not_from_0": (set_column("candidate", [1, 2, 0, 1, 2]), "candidate 1 of problem 'p' stands where 0"),
     "apart": (set_column("problem", list("ppqqp")), "problem 'p' are apart"),
     "signal": (set_column("score", list("abcde")), "'score' has the type string, expected numbers"),
+    "name": (lambda table: table.append_column("My Score", [[0.5] * 5]), "'My Score' has no name that a signal"),
+    "seed_word": (with_meta('"seed": "abc"'), "metadata: `seed`: expected `int | null`, got `str`"),
+    "seed_negative": (with_meta('"seed": -1'), "metadata: `seed`: expected `int` >= 0"),
+    "window": (with_meta('"deepconf_window": 0'), "metadata: `deepconf_window`: expected `int` >= 1"),
     "empty": (lambda table: table.slice(0, 0), "has no candidates"),
     "later": (
         lambda table: table.replace_schema_metadata({"nex-candidates": '{"format": "nex-candidates/2"}'}),
@@ -133,6 +142,53 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"c\.parquet"):
             read_candidates(path)
+
+
+def test_a_number_that_is_not_known_is_the_default(tmp_path: Path) -> None:
+    write_candidates(tmp_path / "c.parquet", replace(a_table(), meta={"seed": None, "top_k": 7}))
+    back = read_candidates(tmp_path / "c.parquet")
+    assert (back.stated("seed", 3), back.stated("row_tokens", 4), back.stated("top_k", 5)) == (3, 4, 7)
+
+
+def test_an_infinite_signal_counts_as_none(tmp_path: Path) -> None:
+    write_candidates(
+        tmp_path / "c.parquet", replace(a_table(), signals={"score": np.array([1, np.inf, -np.inf, 2, 3])})
+    )
+    assert pq.read_table(tmp_path / "c.parquet").column("score").to_pylist()[1] == np.inf
+    np.testing.assert_array_equal(read_candidates(tmp_path / "c.parquet").signals["score"], [1, np.nan, np.nan, 2, 3])
+
+
+def _grown(column: str, values: pa.Array, num_rows: int) -> pa.Table:
+    """Return candidates of one problem whose content is small as long as nobody writes it out."""
+    texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_rows, np.int32)), pa.array([""]))
+    columns = {
+        "problem": texts,
+        "candidate": np.arange(num_rows, dtype=np.int32),
+        "text": texts,
+        "token_ids": pa.array([[]] * num_rows, pa.list_(pa.int32())),
+        "num_tokens": np.zeros(num_rows, dtype=np.int32),
+        "finish_reason": pa.nulls(num_rows),
+        "answer": pa.nulls(num_rows),
+        "correct": pa.nulls(num_rows),
+    }
+    return pa.table({**columns, column: values})
+
+
+def test_a_small_file_that_would_fill_the_memory_is_refused_before_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_rows, path = 10_000, tmp_path / "c.parquet"
+    long = pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_rows, np.int32)), pa.array(["a" * (1 << 20)]))
+    pq.write_table(_grown("text", long, num_rows), path)
+    assert path.stat().st_size < 3 << 20
+    with pytest.raises(InputError, match=r"c\.parquet takes 9\.8 GiB in memory, at most 8 GiB"):
+        read_candidates(path)
+    monkeypatch.setattr("nex_vllm.storage.candidates._MAX_BYTES", 1 << 20)
+    tokens = pa.ListArray.from_arrays(pa.array([0, 1 << 18, *[1 << 18] * 9], pa.int32()), np.zeros(1 << 18, np.int32))
+    pq.write_table(_grown("token_ids", tokens, 10), path)
+    assert path.stat().st_size < 1 << 15
+    with pytest.raises(InputError, match=r"c\.parquet takes 0\.0 GiB in memory"):
+        read_candidates(path)
 
 
 def test_columns_of_another_length_are_not_written(tmp_path: Path) -> None:

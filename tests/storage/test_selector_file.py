@@ -79,7 +79,7 @@ def test_nothing_is_written_that_could_not_be_read_again(tmp_path: Path) -> None
 
 def _check(*signals: str, **engine: Any) -> None:
     names = list(signals)
-    file = replace(FILE, signals=names, coefficients=dict.fromkeys(names, 1.0), top_k=24)
+    file = replace(FILE, signals=names, coefficients=dict.fromkeys(names, 1.0), top_k=24, weights_digest="a" * 64)
     usual = {"extract": "boxed", "deepconf_window": 2048, "row_tokens": 32, "top_k": 24, "has_weights": True}
     check_selector_fits(file, **{**usual, **engine}, source="selector.json")  # type: ignore[arg-type]
 
@@ -93,6 +93,8 @@ def _check(*signals: str, **engine: Any) -> None:
         ("top20_entropy", {"row_tokens": 8}, ["row_tokens 32", "8"]),
         ("medoid_distance", {"top_k": 2000}, ["top_k 24", "2000"]),
         ("votes_nex", {"has_weights": False}, ["votes_nex", "--nex-weights"]),
+        ("score", {"has_weights": False, "weights_flag": "--weights"}, ["score", "give --weights, or fit"]),
+        ("score", {"weights_digest": "b" * 64}, ["digest aaaa", "have bbbb", "give the weights"]),
     ],
 )
 def test_signals_that_the_engine_measures_otherwise_are_refused_with_both_named(
@@ -103,3 +105,20 @@ def test_signals_that_the_engine_measures_otherwise_are_refused_with_both_named(
         _check("entropy", signal, **engine)
     assert all(word in str(error.value) for word in ["selector.json", *words]), error.value
     _check("entropy", "num_tokens", **engine)
+
+
+def test_scores_by_weights_that_are_not_known_are_taken_to_fit() -> None:
+    _check("score", weights_digest=None)
+    _check("score", weights_digest="a" * 64)
+
+
+def test_signals_of_another_part_are_refused_but_for_those_of_the_whole_response() -> None:
+    served = {"part": "reasoning", "reasoning_end": "</think>"}
+    with pytest.raises(InputError, match="measured with part 'all', but the engine has 'reasoning'"):
+        _check("entropy", **served)
+    _check("votes", "num_tokens", **served)
+    file = SelectorFile(["score"], {"score": 1.0}, 32, 2048, part="reasoning", reasoning_end="</think>")
+    usual: Any = {"extract": None, "deepconf_window": 9, "row_tokens": 9, "top_k": 9, "has_weights": True, "source": ""}
+    check_selector_fits(file, **usual, **served)
+    with pytest.raises(InputError, match="reasoning_end '</think>', but the engine has 'Answer'"):
+        check_selector_fits(file, **usual, part="reasoning", reasoning_end="Answer")

@@ -127,6 +127,8 @@ def test_saved_file_is_what_the_contract_says_and_comes_back(tmp_path: Path, cou
 def test_file_of_another_program_is_read_and_entries_nobody_knows_are_ignored(tmp_path: Path) -> None:
     loaded = load_weights(_write(tmp_path / "w", rho="0.9"))
     assert loaded.meta == dataclasses.replace(WEIGHTS_META, rho=0.9, created_with="another program")
+    earlier = load_weights(_write(tmp_path / "w", part=None, reasoning_end=None)).meta
+    assert (earlier.part, earlier.reasoning_end) == ("all", "")
     extra = STRINGS | {"note": "by hand"}
     for changes in (
         {"note": "by hand"},
@@ -193,6 +195,9 @@ def test_file_that_breaks_the_format_is_refused(tmp_path: Path) -> None:
         ({"num_layers": "1", "intermediate_size": "4"}, "a key of layer 3, but the model has 1 layers"),
         ({"sha256": "0" * 64}, "was changed or damaged after it was written"),
         ({"created_with": "nex-vllm 9"}, "its sha256 differs or is gone"),
+        ({"part": "thinking"}, "`part`: invalid enum value 'thinking'"),
+        ({"part": "reasoning"}, "part is 'reasoning', but reasoning_end is ''"),
+        ({"reasoning_end": "</think>"}, "part is 'all', but reasoning_end is '</think>'"),
     ]
     for changes, words in cases:
         assert_refused(f"^{tmp_path}/w.*{words}", load_weights, _write(tmp_path / "w", **changes))
@@ -236,7 +241,23 @@ def test_weights_fit_what_is_served_or_are_refused_with_both_values() -> None:
     assert not check_fits(make_weights(), **served)
     assert not check_fits(make_weights(), **served, row_tokens=8)
     assert check_fits(make_weights(), **served | {"model_fingerprint": "e" * 32}, accept_other_model=True)
-    words = "w was calibrated on 'tiny' with row_tokens 8, but what is served has row_tokens 32; set row_tokens to 8"
+    words = (
+        "w was calibrated on 'tiny' with row_tokens 8, but what is served has row_tokens 32; set --nex-row-tokens to 8"
+    )
     assert_refused(words, check_fits, make_weights(), **served, row_tokens=32, source="w")
+    reasoning = dataclasses.replace(WEIGHTS_META, part="reasoning", reasoning_end="</think>")
+    thinking = WeightsFile(KEYS, WEIGHTS, reasoning)
+    assert not check_fits(thinking, **served, part="reasoning", reasoning_end="</think>")
+    words = "with row_tokens 8, but what is served has row_tokens 32; calibrate again"
+    assert_refused(words, check_fits, make_weights(), **served, row_tokens=32, flags={})
+    words = "or give --accept-other-model if it is a fine-tuned"
+    other = served | {"model_fingerprint": "e" * 32}
+    assert_refused(words, check_fits, make_weights(), **other, flags={"accept_other_model": "--accept-other-model"})
+    words = "with part 'reasoning', but what is served has part 'all'; set --nex-part to reasoning"
+    assert_refused(words, check_fits, thinking, **served, part="all")
+    words = "with part 'all', but what is served has part 'reasoning'"
+    assert_refused(words, check_fits, make_weights(), **served, part="reasoning", reasoning_end="</think>")
+    words = "with reasoning_end '</think>', but what is served has reasoning_end 'Answer'"
+    assert_refused(words, check_fits, thinking, **served, part="reasoning", reasoning_end="Answer")
     words = "with 48 units per layer, but what is served has 49"
     assert_refused(words, check_fits, make_weights(), **served | {"intermediate_size": 49}, accept_other_model=True)

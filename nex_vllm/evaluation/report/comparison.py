@@ -9,7 +9,7 @@ from typing import Any
 
 from nex_vllm.evaluation.report.figures import BestRandomWorst, Interval
 from nex_vllm.evaluation.report.responses import rounded
-from nex_vllm.storage import CandidateTable
+from nex_vllm.storage import CandidateTable, response_id
 from nex_vllm.storage.comparison_file import Comparison, Measured, SelectorResult
 
 _CONTROLS = (
@@ -120,7 +120,7 @@ class Candidates:
 def index_candidates(table: CandidateTable) -> Candidates:
     """Name each candidate as its recording does: candidate k of a problem is the response ``PROBLEM-k``."""
     names = [
-        f"{problem}-{k}"
+        response_id(problem, k)
         for problem, count in zip(table.problems, table.counts.tolist(), strict=True)
         for k in range(count)
     ]

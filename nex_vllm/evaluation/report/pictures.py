@@ -169,7 +169,7 @@ def _selectors(figure: Figure, report: Report) -> None:
         if each.low is not None and each.high is not None:
             axes.plot([100 * each.low, 100 * each.high], [place, place], color=color, linewidth=2)
         axes.plot(100 * each.gain, place, "o", color=color)
-    axes.set_yticks(range(len(gains)), [plain_text(each.name) for each in gains])
+    axes.set_yticks(range(len(gains)), [plain_text(each.name) for each in gains], parse_math=False)
     axes.invert_yaxis()
     axes.axvline(0, color=QUIET, linestyle="--", linewidth=0.8)
 

@@ -25,7 +25,14 @@ class RowCutter:
         self._tokenizer = tokenizer
 
     def cut(self, text: str, token_ids: Sequence[int] | None, row_tokens: Sequence[int]) -> Cut:
-        """Return the text of each row; ``row_tokens`` are the tokens of each. Joined, they are ``text`` again."""
+        """Return the text of each row; ``row_tokens`` are the tokens of each. Joined, they are ``text`` again.
+
+        Where only the reasoning was recorded, the text of the tokens behind it is in no row.
+        """
+        rest = len(token_ids or ()) - sum(row_tokens)
+        if rest > 0:
+            texts, is_exact = self.cut(text, token_ids, [*row_tokens, rest])
+            return texts[:-1], is_exact
         if self._tokenizer is not None and token_ids is not None and len(token_ids) == sum(row_tokens):
             pieces = _decode(self._tokenizer, token_ids)
             exact = None if pieces is None else _fit(_join_rows(pieces, row_tokens), text)

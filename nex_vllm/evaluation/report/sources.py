@@ -50,6 +50,7 @@ class ReportPlan:
         tokenizer: folder of the model's tokenizer; None: the model's own folder or download, where it is here.
         responses: most responses on the page.
         force: replace files that exist.
+        accept_other_model: take weights that another model of the same layers and widths gave.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class ReportPlan:
     tokenizer: Path | None = None
     responses: int = 1000
     force: bool = False
+    accept_other_model: bool = False
 
 
 Describe = Callable[[ReportPlan, str, Progress], Report]
@@ -68,6 +70,8 @@ _OF_ROWS = ("weights", "novelty", "scores", "phase-entropy", "entropy-novelty")
 def find_source(plan: ReportPlan) -> tuple[Describe, tuple[str, ...]]:
     """Return what describes the source, and the pictures that it may have; `InputError` where it is none of ours."""
     path = plan.path
+    if plan.accept_other_model and plan.weights is None:
+        raise InputError("--accept-other-model has no effect without --weights; give them, or leave it out")
     if (path / "meta.json").exists():
         return _describe_cache, _OF_ROWS
     if (path / CANDIDATES_NAME).exists():
@@ -95,7 +99,7 @@ def _describe_cache(plan: ReportPlan, created_with: str, progress: Progress) -> 
     report = Report(f"Activation cache: {plan.path.resolve().name}", created_with, row_tokens=reader.meta.row_tokens)
     report.facts = _facts(reader.meta)
     cutter, segmentation = RowCutter(load_tokenizer(plan.tokenizer, reader.meta.model)), Segmentation()
-    given = None if plan.weights is None else _fitting_weights(plan.weights, reader)
+    given = None if plan.weights is None else _fitting_weights(plan.weights, plan, reader)
     report.shown = ShownResponses(plan.responses)
     with progress(len(reader) * (2 if given is None else 1)) as advance:
         if given is None:
@@ -132,7 +136,7 @@ def _describe_comparison(plan: ReportPlan, created_with: str, progress: Progress
         weights, segmentation = None, Segmentation()
         report.scored_by = ", as the comparison scored them"
         if plan.weights is not None:
-            given = _fitting_weights(plan.weights, reader)
+            given = _fitting_weights(plan.weights, plan, reader)
             weights, segmentation = _use_weights(report, given, plan.weights)
             report.weights = _figures_of(weights, given.meta)
         cutter = RowCutter(load_tokenizer(plan.tokenizer, reader.meta.model))
@@ -167,7 +171,7 @@ def _use_weights(report: Report, file: WeightsFile, path: Path | None) -> tuple[
     return NeuronWeights(file.keys, file.weights), segmentation
 
 
-def _fitting_weights(path: Path, reader: CacheReader) -> WeightsFile:
+def _fitting_weights(path: Path, plan: ReportPlan, reader: CacheReader) -> WeightsFile:
     file, meta = load_weights(path), reader.meta
     check_fits(
         file,
@@ -176,7 +180,11 @@ def _fitting_weights(path: Path, reader: CacheReader) -> WeightsFile:
         intermediate_size=meta.intermediate_size,
         top_k=meta.top_k,
         row_tokens=meta.row_tokens,
+        part=meta.part,
+        reasoning_end=meta.reasoning_end,
         source=path,
+        flags={"accept_other_model": "--accept-other-model"},
+        accept_other_model=plan.accept_other_model,
     )
     return file
 
@@ -208,7 +216,9 @@ def _say_what_lacks(report: Report, reader: CacheReader) -> None:
 
 
 def _facts(meta: Any) -> list[tuple[str, str]]:
-    return [(name.replace("_", " "), str(value)) for name, value in asdict(meta).items() if name != "diagnostics"]
+    named = {name: value for name, value in asdict(meta).items() if name != "diagnostics" and value != ""}
+    named |= {"reasoning_end": repr(meta.reasoning_end)} if meta.reasoning_end else {}
+    return [(name.replace("_", " "), str(value)) for name, value in named.items()]
 
 
 def _figures_of(weights: NeuronWeights, meta: Any) -> WeightFigures:
