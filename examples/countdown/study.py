@@ -103,8 +103,9 @@ def run_test(
         name = "calibration.jsonl" if k == 1 else f"calibration-{k}.jsonl"
         _run(model, first_lines(folders.data / name, prompts, folders.data), asked, folders.run(training_seed, k), k)
     print("\nreading the runs ...", file=sys.stderr)
-    fingerprint = model_fingerprint(model)
-    read = [read_run(folders.run(training_seed, k), fingerprint) for k in tqdm(numbers, unit="run")]
+    used = model_settings()
+    made_with = (model_fingerprint(model), int(used["top_k"]), int(used["row_tokens"]))
+    read = [read_run(folders.run(training_seed, k), *made_with) for k in tqdm(numbers, unit="run")]
     lines = read_lines(asked)
     sets = Sets.of_problems([line["numbers"] for line in lines])  # type: ignore[misc]
     outcome = {**_made_with(model, trial), "training_seed": training_seed, **figures(read, sets)}

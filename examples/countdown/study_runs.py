@@ -103,16 +103,17 @@ def without_last_leaf(tokens: Sequence[int], leaf: int) -> list[int]:
     return list(tokens[: starts[-1]] if starts else tokens)
 
 
-def read_run(folder: Path, fingerprint: str) -> Run:
-    """Read what the commands have left, and see that it is of this model."""
+def read_run(folder: Path, fingerprint: str, top_k: int, row_tokens: int) -> Run:
+    """Read what the commands have left; end with a message where it is of another model or other settings."""
     table = read_candidates(folder / "comparison" / "candidates.parquet")
     weights = load_weights(folder / "weights.safetensors")
+    names, expected = ("model_fingerprint", "top_k", "row_tokens"), (fingerprint, top_k, row_tokens)
     for what, found in (
-        ("weights", weights.meta.model_fingerprint),
-        ("candidates", table.meta.get("model_fingerprint")),
+        ("weights", tuple(getattr(weights.meta, name) for name in names)),
+        ("candidates", tuple(table.meta.get(name) for name in names)),
     ):
-        if found != fingerprint:
-            sys.exit(f"error: the {what} in {folder} are of another model; give a new --out")
+        if found != expected:
+            sys.exit(f"error: the {what} in {folder} are of {found}, expected {expected}, {names}; give a new --out")
     lines = read_lines(folder / "cut-scores.jsonl")
     if len(lines) != len(table):
         sys.exit(f"error: {folder / 'cut-scores.jsonl'} has {len(lines)} lines for {len(table)} candidates; delete it")
