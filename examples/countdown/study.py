@@ -42,7 +42,17 @@ from nex_vllm.storage import CacheReader, model_fingerprint
 
 PAGE = HERE.parents[1] / "docs" / "study.md"
 
-app = typer.Typer(help=__doc__, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Does NEX choose well on the Countdown model? PROTOCOL.md, run with the project's own commands. Every step goes "
+    "on from where it was stopped, and prints each command that it runs as one can paste it.",
+    epilog="\b\nExamples:\n"
+    "  python examples/countdown/study.py settings --model M --out DIR\n"
+    "  python examples/countdown/study.py test --model M --training-seed 1 --out DIR\n"
+    "  python examples/countdown/study.py table --results DIR/results",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Model = Annotated[Path, typer.Option(help="Model folder.")]
 Out = Annotated[Path, typer.Option(help="Folder of the study: a new one, or one to go on with.")]
@@ -53,7 +63,7 @@ Prompts = Annotated[int | None, typer.Option(min=2, help="Trial: so many calibra
 Runs = Annotated[int | None, typer.Option(min=1, max=RUNS, help="Trial: so many runs.", show_default=False)]
 
 
-@app.command("settings")
+@app.command("settings", short_help="Choose top_k and row_tokens, without labels.")
 def choose_settings(model: Model, out: Out, problems: Problems = None, prompts: Prompts = None) -> None:
     """Choose top_k and row_tokens on development.jsonl, without labels. They belong into settings.json then."""
     folders, trial = Folders(out), Trial(problems=problems, prompts=prompts)
@@ -80,7 +90,7 @@ def choose_settings(model: Model, out: Out, problems: Problems = None, prompts: 
         )
 
 
-@app.command("test")
+@app.command("test", short_help="Five runs of one model, and what is reported.")
 def run_test(
     model: Model,
     training_seed: Annotated[int, typer.Option(help="Seed that the model was trained with: what it is called.")],
@@ -136,7 +146,7 @@ def _run(model: Path, prompts: Path, problems: Path, folder: Path, k: int) -> No
         nex_vllm("score", model, "--weights", weights, "--responses", cut, "--out", scores)
 
 
-@app.command("cut")
+@app.command("cut", short_help="Write candidates without their last leaf.")
 def cut_last_leaf(
     model: Model,
     comparison: Annotated[Path, typer.Option(help="Folder of a comparison.")],
@@ -147,7 +157,7 @@ def cut_last_leaf(
     write_cut_responses(comparison, model, problems, out)
 
 
-@app.command("table")
+@app.command("table", short_help="Fill the page's tables.")
 def write_table(
     results: Annotated[Path, typer.Option(help="Folder with settings.json and seed-*.json.")] = HERE / "results",
     page: Annotated[Path, typer.Option(help="Markdown file with places for figures.")] = PAGE,
