@@ -43,8 +43,8 @@ from nex_vllm.storage import CacheReader, model_fingerprint
 PAGE = HERE.parents[1] / "docs" / "study.md"
 
 app = typer.Typer(
-    help="Does NEX choose well on the Countdown model? PROTOCOL.md, run with the project's own commands. Every step goes "
-    "on from where it was stopped, and prints each command that it runs as one can paste it.",
+    help="Does NEX choose well on the Countdown model? PROTOCOL.md, run with the project's own commands. Every step "
+    "goes on from where it was stopped, and prints each command that it runs as one can paste it.",
     epilog="\b\nExamples:\n"
     "  python examples/countdown/study.py settings --model M --out DIR\n"
     "  python examples/countdown/study.py test --model M --training-seed 1 --out DIR\n"
