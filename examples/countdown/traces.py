@@ -36,16 +36,16 @@ SHARE_OF_FOUR = 0.7
 PLANS = {"products": "*", "sums": "+", "differences": "-", "quotients": "/", "anything": ""}
 """The plan that a solution names in its first line, and the operation that it then prefers."""
 
-PATIENCE = (190, 380)
+PATIENCE = (270, 390)
 """Words after which a solution looks no further, drawn for each between these."""
 
-LINGER = (0, 25, 50, 75)
+LINGER = (0, 25, 50)
 """Words for which it still looks on once it has reached the target, one of these for each solution."""
 
 NEW_PLAN = 0.3
 """How often a new start changes the plan."""
 
-REVISIT = 0.35
+REVISIT = 0.3
 """How often a new start goes back to a first step that was tried before."""
 
 Step = tuple[int, str, int, int]

@@ -166,10 +166,10 @@ def _load_state(model: nn.Module, optimizer: torch.optim.AdamW, file: Path) -> i
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2600,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 3200,
     seed: Annotated[int, typer.Option(help="Seed of weights, problems and solutions.")] = 1,
     peak: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
-    tokens: Annotated[int, typer.Option(help="Tokens of a batch, padding included.")] = 4096,
+    tokens: Annotated[int, typer.Option(help="Tokens of a batch, padding included.")] = 2048,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     out: Annotated[Path, typer.Option(help="Model folder to write.")] = HERE / "model",
     state: Annotated[Path, typer.Option(help="Resume file (safetensors); used if it exists.")] = HERE
