@@ -6,24 +6,17 @@ Most arguments of the functions are only declarations: the plans of the same fie
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from nex_vllm.cli import engine_options, options
-from nex_vllm.cli.engine_options import Command, EngineCommand, words_after_dashes
+from nex_vllm.cli.engine_options import Command, EngineCommand
 from nex_vllm.cli.options import CreditName, PartName
+from nex_vllm.cli.plans import TABLE_FLAGS, fill_plan, recording_plan, refuse_flags, refuse_recording_flags
 from nex_vllm.cli.quiet import quiet_vllm
 from nex_vllm.errors import InputError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    from nex_vllm.cli.recording import RecordingPlan
-
-    Plan = TypeVar("Plan", bound=DataclassInstance)
 
 app = typer.Typer(
     name="nex-vllm",
@@ -92,15 +85,15 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     """
     from nex_vllm.cli import calibration
 
-    learning = _plan(calibration.LearningPlan, context)
+    learning = fill_plan(calibration.LearningPlan, context)
     if from_cache is not None:
-        _refuse_recording_flags(context)
+        refuse_recording_flags(context)
         calibration.run_calibrate_from_cache(from_cache, learning)
         return
     if model is None or prompts is None:
         missing = "MODEL" if model is None else "--prompts FILE"
         raise InputError(f"{missing} is missing; give MODEL and --prompts FILE, or --from-cache DIR")
-    calibration.run_calibrate(_recording_plan(context), learning, cache)
+    calibration.run_calibrate(recording_plan(context), learning, cache)
 
 
 @app.command(
@@ -135,7 +128,7 @@ def record(  # noqa: PLR0913, PLR0917 - one argument per flag
     """
     from nex_vllm.cli import recording
 
-    recording.run_record(_recording_plan(context), cache)
+    recording.run_record(recording_plan(context), cache)
 
 
 @app.command(
@@ -166,7 +159,7 @@ def score(
     from nex_vllm.cli import scoring
 
     quiet_vllm(verbose)
-    scoring.run_score(_plan(scoring.ScoringPlan, context))
+    scoring.run_score(fill_plan(scoring.ScoringPlan, context))
 
 
 @app.command(
@@ -212,7 +205,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument per flag
     from nex_vllm.cli import comparing
 
     if comparing.is_table(source):
-        _refuse_flags(context, _TABLE_FLAGS, f"has no effect on the candidates in {source}, which are sampled already")
+        refuse_flags(context, TABLE_FLAGS, f"has no effect on the candidates in {source}, which are sampled already")
         comparing.run_compare_table(Path(source), out, selectors, selector_file, force=force)
         return
     if problems is None or out is None:
@@ -220,7 +213,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument per flag
         raise InputError(f"{missing} is missing; give --problems FILE and --out DIR, or an earlier candidates.parquet")
     if force:
         raise InputError("--force has no effect where candidates are sampled; give a new --out, or leave --force out")
-    comparing.run_compare_model(_plan(comparing.ComparisonPlan, context))
+    comparing.run_compare_model(fill_plan(comparing.ComparisonPlan, context))
 
 
 @app.command(
@@ -270,7 +263,7 @@ def sweep(  # noqa: PLR0913, PLR0917 - one argument per flag
     """
     from nex_vllm.cli import sweeping
 
-    sweeping.run_sweep(_plan(sweeping.SweepPlan, context))
+    sweeping.run_sweep(fill_plan(sweeping.SweepPlan, context))
 
 
 @app.command(
@@ -328,44 +321,3 @@ def demo(
     from nex_vllm.cli import demo as demonstration
 
     demonstration.run_demo(problems, out, verbose=verbose)
-
-
-def _plan(kind: type[Plan], context: typer.Context) -> Plan:
-    """Fill a plan with the flags of the same names and the words after ``--``."""
-    given = {**context.params, "engine_words": words_after_dashes(context)}
-    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
-
-
-def _recording_plan(context: typer.Context) -> RecordingPlan:
-    from nex_vllm.cli.recording import RecordingPlan
-
-    quiet_vllm(context.params["verbose"])
-    return _plan(RecordingPlan, context)
-
-
-_LEARNING_FLAGS = frozenset({"out", "from_cache", "credit", "rho", "min_run", "json_out", "force", "verbose"})
-_TABLE_FLAGS = frozenset({"source", "out", "selectors", "selector_file", "force", "verbose"})
-
-
-def _refuse_recording_flags(context: typer.Context) -> None:
-    """Refuse the model, flags of the recording and engine options beside --from-cache."""
-    problem = "has no effect on what --from-cache learns from, which is recorded already"
-    _refuse_flags(context, _LEARNING_FLAGS, problem, " or leave out --from-cache")
-
-
-def _refuse_flags(context: typer.Context, allowed: frozenset[str], problem: str, other: str = "") -> None:
-    """Refuse flags that would have no effect, rather than let the user believe that they had.
-
-    Raises:
-        InputError: a flag that is not ``allowed``, or an engine option, was given.
-    """
-    given = [parameter for parameter in context.command.params if _is_given(context, parameter.name or "")]
-    shown = ["MODEL" if each.name == "model" else each.opts[0] for each in given if each.name not in allowed]
-    shown += ["an engine option after --"] if words_after_dashes(context) else []
-    if shown:
-        raise InputError(f"{shown[0]} {problem}; leave it out{',' if other else ''}{other}")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -12,7 +12,7 @@ from typer import echo
 
 from nex_vllm import __version__
 from nex_vllm.algorithm.learned import LearnedSelector
-from nex_vllm.algorithm.signals import CandidateTrace
+from nex_vllm.algorithm.signals import DEFAULT_DEEPCONF_WINDOW
 from nex_vllm.cli.comparison_inputs import (
     Grading,
     Scoring,
@@ -45,7 +45,7 @@ from nex_vllm.storage.comparison_settings import (
 
 TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME = "candidates.parquet", "comparison.json", "comparison.png", "cache"
 
-FIXED = {"deepconf_window": CandidateTrace(0).deepconf_window}
+FIXED = {"deepconf_window": DEFAULT_DEEPCONF_WINDOW}
 """How signals are measured that no flag changes."""
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from typer import echo
 
 from nex_vllm.algorithm.learned import LearnedSelector
+from nex_vllm.algorithm.rows import DEFAULT_ROW_TOKENS, DEFAULT_TOP_K
 from nex_vllm.algorithm.selectors import SELECTORS, get_selector
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.cli.model import ModelFacts
@@ -35,8 +36,6 @@ from nex_vllm.storage import (
     load_weights,
 )
 from nex_vllm.storage.weights import weights_digest
-
-DEFAULT_TOP_K, DEFAULT_ROW_TOKENS = 2000, 32
 
 
 @dataclass(frozen=True, slots=True)

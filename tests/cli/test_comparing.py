@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from nex_vllm.cli import recording
 from nex_vllm.storage import (
     CacheReader,
     load_selector,
@@ -21,20 +20,13 @@ from nex_vllm.storage import (
 )
 from nex_vllm.storage.comparison_file import read_comparison
 from tests.cli.conftest import Outcome, Run, write_lines
+from tests.cli.fake_engine import FakeSession
 from tests.cli.recorded import ROW_TOKENS, TOP_K, recorded_rows, write_cache
 from tests.cli.test_bad_input import refused
-from tests.cli.test_calibration import FakeSession
 from tests.evaluation.tables import drawn_table
 
 NUM_PROBLEMS, N = 6, 3
 FLAGS = ["-n", N, "--top-k", TOP_K, "--row-tokens", ROW_TOKENS]
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
-    monkeypatch.setattr(recording, "Session", FakeSession)
-    monkeypatch.setattr(FakeSession, "interrupt_after", None)
-    return FakeSession
 
 
 @pytest.fixture
