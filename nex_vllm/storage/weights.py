@@ -77,6 +77,13 @@ def load_weights(path: StrPath) -> WeightsFile:
     return loaded
 
 
+def weights_digest(file: WeightsFile) -> str:
+    """Return the SHA-256, in hex, of the weights alone: the same whatever the metadata say of them."""
+    digest = hashlib.sha256()
+    _add_arrays(digest, file.keys, file.weights)
+    return digest.hexdigest()
+
+
 def check_fits(
     file: WeightsFile,
     *,
@@ -118,9 +125,13 @@ def _content_digest(strings: dict[str, str], keys: npt.NDArray[np.uint32], weigh
     """Return the SHA-256 of the metadata but ``sha256``, as JSON in the order of names, of the keys and the weights."""
     described = {name: value for name, value in sorted(strings.items()) if name != _DIGEST}
     digest = hashlib.sha256(json.dumps(described).encode())
-    for array in (keys, weights):
-        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    _add_arrays(digest, keys, weights)
     return digest.hexdigest()
+
+
+def _add_arrays(digest: hashlib._Hash, *arrays: npt.NDArray[np.uint32] | npt.NDArray[np.float32]) -> None:
+    for array in arrays:
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def _check_digest(path: StrPath, file: WeightsFile, strings: dict[str, str]) -> None:
