@@ -135,18 +135,20 @@ def record(  # noqa: PLR0913, PLR0917 - one argument per flag
     cls=EngineCommand,
     epilog="\b\nExamples:\n"
     "  nex-vllm score MODEL --weights weights.safetensors --responses responses.jsonl --out scores.jsonl\n"
+    "  nex-vllm score MODEL --weights W --responses responses.jsonl --check-noise --out noise.json\n"
     "\n\b\n"
     'Lines like {"prompt": "2 + 2 =", "response": " 4"}; each comes back with a `nex` object. Give\n'
     "`response_token_ids` where you have them: text may be split into other tokens than the model\n"
     "sampled, and has no end-of-sequence token.\n\n"
     + engine_options.HELP.format("score MODEL --weights W --responses R --out S"),
 )
-def score(
+def score(  # noqa: PLR0913, PLR0917 - one argument per flag
     context: typer.Context,
     model: options.Model,
     weights: options.Weights,
     responses: options.Responses,
     out: options.ScoresOut,
+    check_noise: options.CheckNoise = False,
     accept_other_model: options.AcceptOtherModel = False,
     force: options.Force = False,
     verbose: options.Verbose = False,
@@ -154,12 +156,18 @@ def score(
     """Score given responses with a model's neuron weights.
 
     The model reads prompt and response in one pass and generates nothing. The mean over all responses is the model's
-    score, by which models can be ranked. A response that cannot be scored gets a null score and says why.
+    score, by which models can be ranked. A response that cannot be scored gets a null score and says why. With
+    --check-noise it says instead how much a score changes with the batch, which is to be small beside the scores'
+    spread.
     """
-    from nex_vllm.cli import scoring
+    from nex_vllm.cli import noise, scoring
 
     quiet_vllm(verbose)
-    scoring.run_score(fill_plan(scoring.ScoringPlan, context))
+    plan = fill_plan(scoring.ScoringPlan, context)
+    if check_noise:
+        noise.run_check_noise(plan)
+    else:
+        scoring.run_score(plan)
 
 
 @app.command(
@@ -190,6 +198,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument per flag
     temperature: options.Temperature = 0.7,
     top_p: options.TopP = 0.9,
     seed: options.Seed = 0,
+    no_noise: options.NoNoise = False,
     accept_other_model: options.AcceptOtherModel = False,
     force: options.Force = False,
     verbose: options.Verbose = False,
@@ -198,7 +207,9 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument per flag
 
     Several candidates are sampled for each problem, every selector chooses among the same ones, and where answers are
     known the choices are graded: accuracy, and the difference to a random choice with its interval. Without answers it
-    says who agrees with whom. Without --weights and --calibration NEX itself is left out. A run that is interrupted, or
+    says who agrees with whom. Without --weights and --calibration NEX itself is left out; with them the weights are
+    kept in the directory, and some candidates are scored twice at the end, to set the noise of a score against what
+    tells candidates apart. A run that is interrupted, or
     killed, goes on with the same command; --grader, --extract, --selectors and --weights may change then.
     """
     quiet_vllm(verbose)
