@@ -21,7 +21,7 @@ MAP = {
     "recording": ("algorithm", "kernels", "records"),
     "choosing": ("algorithm", "records"),
     "serving": ("choosing",),
-    "plugin": ("choosing", "records", "recording", "serving", "storage"),
+    "plugin": ("algorithm", "choosing", "records", "recording", "serving", "storage"),
     "evaluation": ("algorithm", "choosing", "storage"),
     "cli": ("algorithm", "evaluation", "nex_vllm", "plugin", "storage"),
     "nex_vllm": ("choosing", "plugin"),

@@ -19,6 +19,10 @@ MAX_LAYERS = 1024
 
 MAX_ROW_TOKENS = (1 << 31) - 1
 
+DEFAULT_TOP_K = 2000
+DEFAULT_ROW_TOKENS = 32
+"""Neurons kept per token and tokens per row, as the paper has them (spec sections 1 and 2)."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowBounds:

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from nex_vllm.algorithm.rows import DEFAULT_ROW_TOKENS
+
 Need = Literal["score", "logprob", "entropy", "confidence", "keys", "answer", "label", "draw"]
 """What must be known of the candidates: the NEX score (which needs weights), per token the sampled token's
 log-probability, the entropy, or self-certainty and confidence; the keys that were kept, the extracted answer; whether
@@ -30,6 +32,9 @@ token's log-probability, ``-(1/V) sum_j log(V p_j)``, and ``-(1/k) sum`` of the 
 NUM_STATISTICS = 4
 TOP_SIZE = 20
 """How many log-probabilities the last of the statistics is the mean of (DeepConf's k)."""
+
+DEFAULT_DEEPCONF_WINDOW = 2048
+"""Tokens of a group of DeepConf (spec section 7)."""
 
 FAILED_FINISH_REASONS = frozenset({"abort", "error"})
 HIGH_ENTROPY_QUANTILE = 0.8
@@ -56,8 +61,8 @@ class CandidateTrace:
     stats: npt.NDArray[np.floating] | None = None
     keys: npt.NDArray[np.unsignedinteger] | None = None
     answer: str | None = None
-    row_tokens: int = 32
-    deepconf_window: int = 2048
+    row_tokens: int = DEFAULT_ROW_TOKENS
+    deepconf_window: int = DEFAULT_DEEPCONF_WINDOW
 
     @property
     def finished(self) -> bool:
@@ -167,22 +172,26 @@ def medoid_distances(traces: Sequence[CandidateTrace]) -> Values:
     return values
 
 
-def votes(traces: Sequence[CandidateTrace], weigh: Callable[[CandidateTrace], float | None]) -> Values:
+def votes(traces: Sequence[CandidateTrace], weights: Sequence[float | None]) -> Values:
     """Return the votes for each candidate's answer: the weights of all candidates that gave it, added up.
 
     A failed candidate does not vote and has no value, nor has one without an answer, unless none of those that
     finished has one: then all have 0. An answer whose voters have no weight has 0 votes; where no voter has a weight,
     nobody has a value.
+
+    Args:
+        traces: the candidates of one request.
+        weights: the weight of each candidate's vote; None where it has none.
     """
     voters: dict[str, list[float]] = {}
-    weights = [weigh(trace) if trace.finished else None for trace in traces]
+    weights = [weight if trace.finished else None for trace, weight in zip(traces, weights, strict=True)]
     if all(weight is None for weight in weights):
         return [None] * len(traces)
     for trace, weight in zip(traces, weights, strict=True):
         if trace.answer is not None and weight is not None:
             voters.setdefault(trace.answer, []).append(weight)
     # fsum: two groups with the same weights in another order are equal.
-    totals = {answer: math.fsum(weights) for answer, weights in voters.items()}
+    totals = {answer: math.fsum(given) for answer, given in voters.items()}
 
     # A candidate without an answer is in no group, not in one of 0 votes: any that has an answer goes before it.
     anybody_answered = any(trace.finished and trace.answer is not None for trace in traces)
@@ -247,19 +256,19 @@ _SIGNALS = (
         "votes",
         frozenset({"answer"}),
         "self-consistency, Wang et al. 2023",
-        lambda traces: votes(traces, lambda _: 1.0),
+        lambda traces: votes(traces, [1.0] * len(traces)),
     ),
     Signal(
         "votes_nex",
         frozenset({"answer", "score"}),
         "self-consistency, weighed by eq. 14",
-        lambda traces: votes(traces, lambda trace: trace.score),
+        lambda traces: votes(traces, [trace.score for trace in traces]),
     ),
     Signal(
         "votes_logprob",
         frozenset({"answer", "logprob"}),
         "self-consistency, weighed by probability, Wang et al. 2023, section 3.1",
-        lambda traces: votes(traces, _probability),
+        lambda traces: votes(traces, [_probability(trace) for trace in traces]),
     ),
 )
 

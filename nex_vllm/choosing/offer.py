@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nex_vllm.algorithm.learned import LearnedSelector
 from nex_vllm.algorithm.selectors import get_selector
-from nex_vllm.algorithm.signals import SIGNALS, Need
+from nex_vllm.algorithm.signals import DEFAULT_DEEPCONF_WINDOW, SIGNALS, Need
 from nex_vllm.choosing.answers import Extraction, parse_extraction
 from nex_vllm.choosing.options import RequestOptions
 
@@ -34,7 +34,7 @@ class EngineOffer:
     row_tokens: int
     has_weights: bool
     extract: str | None = None
-    deepconf_window: int = 2048
+    deepconf_window: int = DEFAULT_DEEPCONF_WINDOW
     coefficients: Mapping[str, float] | None = None
     reasoning_end: str | None = None
     reasoning_end_token: int | None = None

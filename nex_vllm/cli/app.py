@@ -6,24 +6,17 @@ Most arguments of the functions are only declarations: the plans of the same fie
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from nex_vllm.cli import engine_options, options
-from nex_vllm.cli.engine_options import Command, EngineCommand, words_after_dashes
+from nex_vllm.cli.engine_options import Command, EngineCommand
 from nex_vllm.cli.options import CreditName, PartName
+from nex_vllm.cli.plans import TABLE_FLAGS, fill_plan, recording_plan, refuse_flags, refuse_recording_flags
 from nex_vllm.cli.quiet import quiet_vllm
 from nex_vllm.errors import InputError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    from nex_vllm.cli.recording import RecordingPlan
-
-    Plan = TypeVar("Plan", bound=DataclassInstance)
 
 app = typer.Typer(
     name="nex-vllm",
@@ -92,15 +85,15 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     """
     from nex_vllm.cli import calibration
 
-    learning = _plan(calibration.LearningPlan, context)
+    learning = fill_plan(calibration.LearningPlan, context)
     if from_cache is not None:
-        _refuse_recording_flags(context)
+        refuse_recording_flags(context)
         calibration.run_calibrate_from_cache(from_cache, learning)
         return
     if model is None or prompts is None:
         missing = "MODEL" if model is None else "--prompts FILE"
         raise InputError(f"{missing} is missing; give MODEL and --prompts FILE, or --from-cache DIR")
-    calibration.run_calibrate(_recording_plan(context), learning, cache)
+    calibration.run_calibrate(recording_plan(context), learning, cache)
 
 
 @app.command(
@@ -135,25 +128,27 @@ def record(  # noqa: PLR0913, PLR0917 - one argument per flag
     """
     from nex_vllm.cli import recording
 
-    recording.run_record(_recording_plan(context), cache)
+    recording.run_record(recording_plan(context), cache)
 
 
 @app.command(
     cls=EngineCommand,
     epilog="\b\nExamples:\n"
     "  nex-vllm score MODEL --weights weights.safetensors --responses responses.jsonl --out scores.jsonl\n"
+    "  nex-vllm score MODEL --weights W --responses responses.jsonl --check-noise --out noise.json\n"
     "\n\b\n"
     'Lines like {"prompt": "2 + 2 =", "response": " 4"}; each comes back with a `nex` object. Give\n'
     "`response_token_ids` where you have them: text may be split into other tokens than the model\n"
     "sampled, and has no end-of-sequence token.\n\n"
     + engine_options.HELP.format("score MODEL --weights W --responses R --out S"),
 )
-def score(
+def score(  # noqa: PLR0913, PLR0917 - one argument per flag
     context: typer.Context,
     model: options.Model,
     weights: options.Weights,
     responses: options.Responses,
     out: options.ScoresOut,
+    check_noise: options.CheckNoise = False,
     accept_other_model: options.AcceptOtherModel = False,
     force: options.Force = False,
     verbose: options.Verbose = False,
@@ -161,12 +156,18 @@ def score(
     """Score given responses with a model's neuron weights.
 
     The model reads prompt and response in one pass and generates nothing. The mean over all responses is the model's
-    score, by which models can be ranked. A response that cannot be scored gets a null score and says why.
+    score, by which models can be ranked. A response that cannot be scored gets a null score and says why. With
+    --check-noise it says instead how much a score changes with the batch, which is to be small beside the scores'
+    spread.
     """
-    from nex_vllm.cli import scoring
+    from nex_vllm.cli import noise, scoring
 
     quiet_vllm(verbose)
-    scoring.run_score(_plan(scoring.ScoringPlan, context))
+    plan = fill_plan(scoring.ScoringPlan, context)
+    if check_noise:
+        noise.run_check_noise(plan)
+    else:
+        scoring.run_score(plan)
 
 
 @app.command(
@@ -197,6 +198,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument per flag
     temperature: options.Temperature = 0.7,
     top_p: options.TopP = 0.9,
     seed: options.Seed = 0,
+    no_noise: options.NoNoise = False,
     accept_other_model: options.AcceptOtherModel = False,
     force: options.Force = False,
     verbose: options.Verbose = False,
@@ -205,14 +207,16 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument per flag
 
     Several candidates are sampled for each problem, every selector chooses among the same ones, and where answers are
     known the choices are graded: accuracy, and the difference to a random choice with its interval. Without answers it
-    says who agrees with whom. Without --weights and --calibration NEX itself is left out. A run that is interrupted, or
+    says who agrees with whom. Without --weights and --calibration NEX itself is left out; with them the weights are
+    kept in the directory, and some candidates are scored twice at the end, to set the noise of a score against what
+    tells candidates apart. A run that is interrupted, or
     killed, goes on with the same command; --grader, --extract, --selectors and --weights may change then.
     """
     quiet_vllm(verbose)
     from nex_vllm.cli import comparing
 
     if comparing.is_table(source):
-        _refuse_flags(context, _TABLE_FLAGS, f"has no effect on the candidates in {source}, which are sampled already")
+        refuse_flags(context, TABLE_FLAGS, f"has no effect on the candidates in {source}, which are sampled already")
         comparing.run_compare_table(Path(source), out, selectors, selector_file, force=force)
         return
     if problems is None or out is None:
@@ -220,7 +224,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument per flag
         raise InputError(f"{missing} is missing; give --problems FILE and --out DIR, or an earlier candidates.parquet")
     if force:
         raise InputError("--force has no effect where candidates are sampled; give a new --out, or leave --force out")
-    comparing.run_compare_model(_plan(comparing.ComparisonPlan, context))
+    comparing.run_compare_model(fill_plan(comparing.ComparisonPlan, context))
 
 
 @app.command(
@@ -270,7 +274,7 @@ def sweep(  # noqa: PLR0913, PLR0917 - one argument per flag
     """
     from nex_vllm.cli import sweeping
 
-    sweeping.run_sweep(_plan(sweeping.SweepPlan, context))
+    sweeping.run_sweep(fill_plan(sweeping.SweepPlan, context))
 
 
 @app.command(
@@ -328,44 +332,3 @@ def demo(
     from nex_vllm.cli import demo as demonstration
 
     demonstration.run_demo(problems, out, verbose=verbose)
-
-
-def _plan(kind: type[Plan], context: typer.Context) -> Plan:
-    """Fill a plan with the flags of the same names and the words after ``--``."""
-    given = {**context.params, "engine_words": words_after_dashes(context)}
-    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
-
-
-def _recording_plan(context: typer.Context) -> RecordingPlan:
-    from nex_vllm.cli.recording import RecordingPlan
-
-    quiet_vllm(context.params["verbose"])
-    return _plan(RecordingPlan, context)
-
-
-_LEARNING_FLAGS = frozenset({"out", "from_cache", "credit", "rho", "min_run", "json_out", "force", "verbose"})
-_TABLE_FLAGS = frozenset({"source", "out", "selectors", "selector_file", "force", "verbose"})
-
-
-def _refuse_recording_flags(context: typer.Context) -> None:
-    """Refuse the model, flags of the recording and engine options beside --from-cache."""
-    problem = "has no effect on what --from-cache learns from, which is recorded already"
-    _refuse_flags(context, _LEARNING_FLAGS, problem, " or leave out --from-cache")
-
-
-def _refuse_flags(context: typer.Context, allowed: frozenset[str], problem: str, other: str = "") -> None:
-    """Refuse flags that would have no effect, rather than let the user believe that they had.
-
-    Raises:
-        InputError: a flag that is not ``allowed``, or an engine option, was given.
-    """
-    given = [parameter for parameter in context.command.params if _is_given(context, parameter.name or "")]
-    shown = ["MODEL" if each.name == "model" else each.opts[0] for each in given if each.name not in allowed]
-    shown += ["an engine option after --"] if words_after_dashes(context) else []
-    if shown:
-        raise InputError(f"{shown[0]} {problem}; leave it out{',' if other else ''}{other}")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -12,7 +12,7 @@ from typer import echo
 
 from nex_vllm import __version__
 from nex_vllm.algorithm.learned import LearnedSelector
-from nex_vllm.algorithm.signals import CandidateTrace
+from nex_vllm.algorithm.signals import DEFAULT_DEEPCONF_WINDOW
 from nex_vllm.cli.comparison_inputs import (
     Grading,
     Scoring,
@@ -22,6 +22,7 @@ from nex_vllm.cli.comparison_inputs import (
     read_scoring,
     refuse_impossible_selectors,
 )
+from nex_vllm.cli.comparison_noise import NOISE_NAME, NoisePlan, add_noise, known_noise, measure_noise_of
 from nex_vllm.cli.comparison_report import print_comparison
 from nex_vllm.cli.engine_options import parse_engine_options
 from nex_vllm.cli.model import ModelFacts, find_model
@@ -33,8 +34,16 @@ from nex_vllm.evaluation.comparison import Resampling, compare, selector_names
 from nex_vllm.evaluation.picture import draw_comparison
 from nex_vllm.evaluation.problems import ProblemSet, load_problems
 from nex_vllm.evaluation.tabulation import grade_table, sums_of_candidates, tabulate
-from nex_vllm.storage import CacheReader, CandidateTable, Diagnostics, read_candidates, write_candidates
-from nex_vllm.storage.comparison_file import Comparison, read_comparison, write_comparison
+from nex_vllm.storage import (
+    CacheReader,
+    CandidateTable,
+    Diagnostics,
+    WeightsFile,
+    read_candidates,
+    save_weights,
+    write_candidates,
+)
+from nex_vllm.storage.comparison_file import WEIGHTS_NAME, Comparison, read_comparison, write_comparison
 from nex_vllm.storage.comparison_settings import (
     SETTINGS_NAME,
     ComparisonSettings,
@@ -42,10 +51,11 @@ from nex_vllm.storage.comparison_settings import (
     check_settings,
     write_settings,
 )
+from nex_vllm.storage.noise_file import ScoreNoise
 
 TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME = "candidates.parquet", "comparison.json", "comparison.png", "cache"
 
-FIXED = {"deepconf_window": CandidateTrace(0).deepconf_window}
+FIXED = {"deepconf_window": DEFAULT_DEEPCONF_WINDOW}
 """How signals are measured that no flag changes."""
 
 
@@ -70,14 +80,15 @@ class ComparisonPlan:
     temperature: float
     top_p: float
     seed: int
+    no_noise: bool
     verbose: bool
     engine_words: tuple[str, ...]
 
     def check(self) -> None:
-        """Refuse flags that leave nothing to choose from.
+        """Refuse flags that leave nothing to choose from, or do nothing.
 
         Raises:
-            InputError: all candidates of a problem would be one.
+            InputError: all candidates of a problem would be one, or there is no score whose noise could be left out.
         """
         if self.num_candidates < 2:
             raise InputError(
@@ -87,6 +98,11 @@ class ComparisonPlan:
             raise InputError(
                 f"--temperature 0 gives the same response every time, so the {self.num_candidates} candidates of a "
                 "problem would be one; raise --temperature"
+            )
+        if self.no_noise and self.weights is None and self.calibration is None:
+            raise InputError(
+                "--no-noise has no effect without scores, of which no noise is measured; leave it out, or give "
+                "--weights or --calibration"
             )
 
 
@@ -182,6 +198,7 @@ def run_compare_model(plan: ComparisonPlan) -> None:
         },
         has_weights=scoring.weights is not None,
     )
+    noise = known_noise(plan.out, scoring.file)
     recording = _recording_plan(plan, scoring)
     recording.check()
     _make_directory(plan.out)
@@ -201,20 +218,28 @@ def run_compare_model(plan: ComparisonPlan) -> None:
     inputs = RecordingInputs(wanted, model, engine_options, scoring.reasoning_end)
     record_into_cache(recording, cache, inputs, signals=True, when_locked=hold_to_settings)
     try:
-        _compare_recorded(plan, problems, names, learned, grading, scoring)
+        reader = CacheReader(cache)
+        comparison = _compare_recorded(plan, reader, problems, names, learned, grading, scoring, noise)
     except KeyboardInterrupt:
         raise InterruptedRunError(f"all candidates are in {cache}", "to compare them") from None
+    if scoring.file is not None and noise is None and not plan.no_noise:
+        noise_plan = NoisePlan(
+            plan.source, plan.out / WEIGHTS_NAME, plan.accept_other_model, plan.verbose, plan.engine_words
+        )
+        comparison = measure_noise_of(comparison, reader, noise_plan, plan.out)
+        _write_outcome(plan.out, comparison, scoring.file)
 
 
 def _compare_recorded(
     plan: ComparisonPlan,
+    reader: CacheReader,
     problems: ProblemSet,
     names: Sequence[str],
     learned: LearnedSelector | None,
     grading: Grading,
     scoring: Scoring,
-) -> None:
-    reader = CacheReader(plan.out / CACHE_NAME)
+    noise: ScoreNoise | None,
+) -> Comparison:
     reader.check_complete()
     meta = {
         "model": plan.source,
@@ -261,8 +286,11 @@ def _compare_recorded(
         table, names, learned=learned, diagnostics=scoring.diagnostics, resampling=resampling, seed=plan.seed
     )
     comparison = replace(comparison, notes=[*comparison.notes, *notices])
+    if noise is not None:
+        comparison = add_noise(comparison, noise)
     print_comparison(comparison)
-    _write(plan.out, comparison, table)
+    _write(plan.out, comparison, table, scoring.file)
+    return comparison
 
 
 def _recording_plan(plan: ComparisonPlan, scoring: Scoring) -> RecordingPlan:
@@ -317,7 +345,7 @@ def _make_directory(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"the output {out} is not a directory; give a new directory")
     if out.is_dir():
-        ours = {SETTINGS_NAME, TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME}
+        ours = {SETTINGS_NAME, TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME, NOISE_NAME}
         found = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
         if found and not ours & set(found):
             raise InputError(f"{out} has {found[0]!r} and nothing of a comparison; give a new directory")
@@ -329,10 +357,20 @@ def _make_directory(out: Path) -> None:
         raise InputError(f"the output {out} cannot be made ({reason}); give a directory whose parent exists") from None
 
 
-def _write(out: Path, comparison: Comparison, table: CandidateTable) -> None:
+def _write(out: Path, comparison: Comparison, table: CandidateTable, file: WeightsFile | None = None) -> None:
     write_candidates(out / TABLE_NAME, table)
-    write_comparison(out / OUTCOME_NAME, comparison)
-    written = [TABLE_NAME, OUTCOME_NAME]
+    written = [TABLE_NAME, *_write_outcome(out, comparison, file)]
     if draw_comparison(out / PICTURE_NAME, comparison):
         written.append(PICTURE_NAME)
     echo(f"\nwrote {', '.join(written)} in {out}")
+
+
+def _write_outcome(out: Path, comparison: Comparison, file: WeightsFile | None) -> list[str]:
+    """Write what was found, and the weights behind the scores with their diagnostics; return the files' names."""
+    write_comparison(out / OUTCOME_NAME, comparison)
+    if file is None:
+        return [OUTCOME_NAME]
+    told = comparison.diagnostics
+    meta = file.meta if told is None else replace(file.meta, diagnostics=told.encode())
+    save_weights(out / WEIGHTS_NAME, replace(file, meta=meta), force=True)
+    return [OUTCOME_NAME, WEIGHTS_NAME]

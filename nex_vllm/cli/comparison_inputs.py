@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from typer import echo
 
+from nex_vllm import __version__
+from nex_vllm.algorithm.credit import DEFAULT_CREDIT
 from nex_vllm.algorithm.learned import LearnedSelector
+from nex_vllm.algorithm.rows import DEFAULT_ROW_TOKENS, DEFAULT_TOP_K
+from nex_vllm.algorithm.segmentation import DEFAULT_MIN_RUN, DEFAULT_RHO
 from nex_vllm.algorithm.selectors import SELECTORS, get_selector
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.cli.model import ModelFacts
@@ -20,7 +24,7 @@ from nex_vllm.cli.report import progress_bar
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.choices import WHY_LEFT_OUT
 from nex_vllm.evaluation.diagnostics import diagnose
-from nex_vllm.evaluation.evidence import Evidence, gather_evidence, prompt_ids
+from nex_vllm.evaluation.evidence import Calibration, Evidence, gather_evidence, prompt_ids
 from nex_vllm.evaluation.grading import DEFAULT_EXTRACT, check_answers, check_extract, check_grader, suitable_grader
 from nex_vllm.evaluation.problems import ProblemSet
 from nex_vllm.storage import (
@@ -28,6 +32,7 @@ from nex_vllm.storage import (
     Diagnostics,
     SelectorFile,
     WeightsFile,
+    WeightsMeta,
     check_fits,
     check_selector_fits,
     decode_diagnostics,
@@ -35,8 +40,6 @@ from nex_vllm.storage import (
     load_weights,
 )
 from nex_vllm.storage.weights import weights_digest
-
-DEFAULT_TOP_K, DEFAULT_ROW_TOKENS = 2000, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ class Scoring:
     """Where scores come from.
 
     Attributes:
-        weights: None without scores.
+        file: the weights, and where they come from; None without scores.
         evidence: of the calibration cache; None without one.
         diagnostics: of the calibration behind the weights; None where nothing is known of it.
         top_k: neurons kept per token, as the calibration was recorded.
@@ -169,7 +172,7 @@ class Scoring:
         reasoning_end: the text that ends it; empty where everything counts.
     """
 
-    weights: NeuronWeights | None
+    file: WeightsFile | None
     evidence: Evidence | None
     diagnostics: Diagnostics | None
     top_k: int
@@ -182,6 +185,11 @@ class Scoring:
     def digest(self) -> str | None:
         """SHA-256 of the weights; None without scores."""
         return None if self.weights is None else weights_digest(self.weights)
+
+    @property
+    def weights(self) -> NeuronWeights | None:
+        """The weights alone."""
+        return None if self.file is None else NeuronWeights(self.file.keys, self.file.weights)
 
 
 def read_scoring(
@@ -229,24 +237,22 @@ def read_scoring(
     if reader is not None:
         expected = {"top_k": top_k, "row_tokens": row_tokens, "part": part, "reasoning_end": reasoning_end}
         _check_calibration_fits(reader, model, expected, accept_other_model=accept_other_model)
-    learned = None if file is None else NeuronWeights(file.keys, file.weights)
     made_with: dict[str, Any] = {}
     if weights is not None:
         made_with |= {"weights": str(weights), "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     if reader is None:
         stated = None if file is None else file.meta.diagnostics
         told = None if stated is None else decode_diagnostics(stated, f"{weights}: metadata `diagnostics`")
-        scoring = Scoring(learned, None, told, top_k, row_tokens, made_with)
+        scoring = Scoring(file, None, told, top_k, row_tokens, made_with)
     else:
         made_with["calibration"] = str(calibration)
-        scoring = _with_calibration(reader, file, learned, made_with, top_k, row_tokens)
+        scoring = _with_calibration(reader, file, made_with, top_k, row_tokens)
     return replace(scoring, part=PartName(part), reasoning_end=reasoning_end)
 
 
 def _with_calibration(
     reader: CacheReader,
     file: WeightsFile | None,
-    learned: NeuronWeights | None,
     made_with: dict[str, Any],
     top_k: int,
     row_tokens: int,
@@ -260,17 +266,31 @@ def _with_calibration(
         options = {"rho": file.meta.rho, "min_run": file.meta.min_run, "credit": file.meta.credit}
     with progress_bar(len(reader), "response") as bar:
         calibration = gather_evidence(_counted(reader, bar), prompt_ids(reader), **options)
-    evidence = calibration.evidence
-    if file is not None:
-        _check_learned_from(file, evidence, reader)
-    if learned is None:
-        learned = evidence.weights()
-        if not len(learned.keys):
-            raise InputError(
-                f"the responses in {reader.directory} gave no evidence, so there are no weights to score with; see "
-                f"`nex-vllm inspect {reader.directory}`, and record longer or more responses"
-            )
-    return Scoring(learned, evidence, diagnose(calibration), top_k, row_tokens, made_with)
+    if file is None:
+        file = _learned_file(calibration, reader)
+    else:
+        _check_learned_from(file, calibration.evidence, reader)
+    return Scoring(file, calibration.evidence, diagnose(calibration), top_k, row_tokens, made_with)
+
+
+def _learned_file(calibration: Calibration, reader: CacheReader) -> WeightsFile:
+    """Return the weights that a calibration gives with the default options, as `calibrate` would write them."""
+    learned = calibration.evidence.weights()
+    if not len(learned.keys):
+        raise InputError(
+            f"the responses in {reader.directory} gave no evidence, so there are no weights to score with; see "
+            f"`nex-vllm inspect {reader.directory}`, and record longer or more responses"
+        )
+    meta = WeightsMeta(
+        **asdict(reader.meta),
+        rho=DEFAULT_RHO,
+        min_run=DEFAULT_MIN_RUN,
+        credit=DEFAULT_CREDIT,
+        num_responses=len(calibration.prompt),
+        num_cycles=int(calibration.num_cycles.sum()),
+        created_with=f"nex-vllm {__version__}",
+    )
+    return WeightsFile(learned.keys, learned.weights, meta)
 
 
 def _check_learned_from(file: WeightsFile, evidence: Evidence, reader: CacheReader) -> None:

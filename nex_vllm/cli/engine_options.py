@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -46,6 +46,19 @@ REFUSED_BY_SCORE: Mapping[str, str] = {
     "max_num_batched_tokens": "the batch is as large as the record of all its tokens allows",
     "enable_chunked_prefill": "long responses are read in several steps",
 }
+
+
+def without_options(words: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
+    """Return engine options as they were given, without those of these fields and their values."""
+    kept: list[str] = []
+    is_dropped = False
+    for word in words:
+        if word.startswith("-"):
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            is_dropped = name.removeprefix("no_") in names
+        if not is_dropped:
+            kept.append(word)
+    return tuple(kept)
 
 
 class Command(TyperCommand):

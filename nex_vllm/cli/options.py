@@ -57,7 +57,17 @@ WeightsOut = Annotated[Path, path_option("WEIGHTS", "The weights file to write."
 JsonOut = Annotated[
     Path | None, path_option("FILE", "Write the summary and the diagnostics to this file too, as JSON.", "--json")
 ]
-ScoresOut = Annotated[Path, path_option("FILE", "The JSON lines file to write.")]
+ScoresOut = Annotated[
+    Path, path_option("FILE", "The JSON lines file to write; with --check-noise a JSON file with the noise.")
+]
+CheckNoise = Annotated[
+    bool,
+    typer.Option(
+        "--check-noise",
+        help="Score up to 64 of the responses twice, in large batches and one by one, and write how far the scores "
+        "differ instead of the scores.",
+    ),
+]
 Cache = Annotated[Path, path_option("DIR", "The activation cache: a new directory, or one to go on with.")]
 OptionalCache = Annotated[
     Path | None,
@@ -84,7 +94,11 @@ Reported = Annotated[
 PageOut = Annotated[Path, path_option("FILE.html", "The page to write; pictures get its name and one of their own.")]
 OptionalWeights = Annotated[
     Path | None,
-    path_option("WEIGHTS", "Score by these weights; by default a cache is scored by those that it gives itself."),
+    path_option(
+        "WEIGHTS",
+        "Score by these weights; by default a cache is scored by those that it gives itself, and a comparison by those "
+        "that it kept.",
+    ),
 ]
 TokenizerFolder = Annotated[
     Path | None,
@@ -236,6 +250,14 @@ BaseRowTokens = Annotated[
         metavar="W",
         help="Where row_tokens stays; by default as recorded, or 32 where rows of one token were.",
         show_default=False,
+    ),
+]
+NoNoise = Annotated[
+    bool,
+    typer.Option(
+        "--no-noise",
+        help="Do not score candidates twice to see how much a score changes with the batch, for which an engine is "
+        "started once more.",
     ),
 ]
 AcceptOtherModel = Annotated[

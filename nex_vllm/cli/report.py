@@ -95,22 +95,31 @@ def print_diagnostics(diagnostics: Diagnostics) -> None:
     """Print each diagnostic with its value and what it means, then a sentence for each warning."""
     from nex_vllm.evaluation.diagnostics import MEANINGS
 
-    counts = [f"{diagnostics.num_responses} responses to {diagnostics.num_prompts} prompts"]
+    counts = []
+    if diagnostics.num_responses is not None:
+        counts.append(f"{diagnostics.num_responses} responses to {diagnostics.num_prompts} prompts")
     if diagnostics.num_too_short:
         counts.append(f"{diagnostics.num_too_short} of them too short to segment")
-    echo(f"diagnostics, which need no labels ({', '.join(counts)}):\n")
+    of = f" ({', '.join(counts)})" if counts else ""
+    echo(f"diagnostics, which need no labels{of}:\n")
     lines: list[Line] = []
     name_width = max(map(len, MEANINGS))
     for name, meaning in MEANINGS.items():
         value: float | None = getattr(diagnostics, name)
         is_warned = any(warning.startswith(f"{name} is ") for warning in diagnostics.warnings)
         cells = (name, format_diagnostic(name, value), "warning" if is_warned else "")
-        wrapped = textwrap.wrap(meaning, _WIDTH - name_width - 27)
+        wrapped = textwrap.wrap(meaning, _WIDTH - name_width - 28)
         lines += [(*(cells if row == 0 else ("", "", "")), words) for row, words in enumerate(wrapped)]
     print_table(lines)
     for warning in diagnostics.warnings:
         echo()
         print_paragraph(f"warning: {warning}")
+
+
+def describe_noise(noise: float, num_responses: int, spread: float | None) -> str:
+    """Return a sentence about the noise of scores; ``spread``: of scores within a prompt, where it is known."""
+    against = f", {100 * noise / spread:.1f} % of the spread within a prompt ({spread:.2g})" if spread else ""
+    return f"score_noise is {noise:.2g} over {num_responses} responses that were scored twice{against}"
 
 
 def print_paragraph(text: str) -> None:
@@ -119,9 +128,9 @@ def print_paragraph(text: str) -> None:
 
 
 def format_diagnostic(name: str, value: float | None) -> str:
-    """Return a diagnostic's value with the digits that matter, ``-`` for one that could not be told."""
+    """Return a diagnostic's value with the digits that matter; in words for one that could not be told."""
     if value is None:
-        return "-"
+        return "not measured" if name == "score_noise" else "-"
     if name in {"score_spread", "score_noise"}:
         return f"{value:.{SCORE_DIGITS}f}"
     return f"{value:+.3f}" if name == "score_length_correlation" else f"{value:.3f}"

@@ -20,6 +20,7 @@ from nex_vllm.cli.session import EngineRequest, EngineResult, Session
 from nex_vllm.errors import NexError
 from nex_vllm.storage import (
     GivenResponse,
+    WeightsFile,
     atomic_output,
     check_fits,
     check_writable_output,
@@ -46,6 +47,16 @@ class ScoringPlan:
     engine_words: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ScoringInputs:
+    """What a scoring works on, checked; ``engine_options`` by vLLM's field name."""
+
+    responses: list[GivenResponse]
+    weights: WeightsFile
+    model: ModelFacts
+    engine_options: dict[str, Any]
+
+
 def batch_tokens(model: ModelFacts) -> int:
     """Return how many tokens a step may have, so that a record of all of them stays within `RECORD_BYTES`.
 
@@ -63,24 +74,10 @@ def run_score(plan: ScoringPlan) -> None:
         NexError: the engine failed, or not one response could be scored (the output is written then).
         InterruptedRunError: Ctrl-C; nothing is written.
     """
-    for source in (plan.responses, plan.weights, Path(plan.model)):
-        check_writable_output(plan.out, plan.force, source=source)
-    responses = read_responses(plan.responses)
-    weights = load_weights(plan.weights)
-    engine_options = parse_engine_options(plan.engine_words, REFUSED_BY_SCORE)
-    model = find_model(plan.model, engine_options)
-    check_fits(
-        weights,
-        model_fingerprint=model.fingerprint,
-        num_layers=model.num_layers,
-        intermediate_size=model.intermediate_size,
-        top_k=weights.meta.top_k,
-        flags={"accept_other_model": "--accept-other-model"},
-        accept_other_model=plan.accept_other_model,
-        source=plan.weights,
-    )
+    inputs = read_scoring_inputs(plan)
+    responses = inputs.responses
     try:
-        results = _scored(plan, model, responses, engine_options)
+        results = _scored(plan, inputs)
     except (InterruptedRunError, KeyboardInterrupt):
         raise InterruptedRunError(f"{plan.out} is not written") from None
     with atomic_output(plan.out) as handle:
@@ -106,15 +103,39 @@ def run_score(plan: ScoringPlan) -> None:
     echo(f"wrote {plan.out}")
 
 
-def _scored(
-    plan: ScoringPlan, model: ModelFacts, responses: list[GivenResponse], engine_options: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def read_scoring_inputs(plan: ScoringPlan) -> ScoringInputs:
+    """Check everything that a scoring takes, before an engine is started.
+
+    Raises:
+        InputError: something given is unusable, or the output cannot be written.
+    """
+    for source in (plan.responses, plan.weights, Path(plan.model)):
+        check_writable_output(plan.out, plan.force, source=source)
+    responses = read_responses(plan.responses)
+    weights = load_weights(plan.weights)
+    engine_options = parse_engine_options(plan.engine_words, REFUSED_BY_SCORE)
+    model = find_model(plan.model, engine_options)
+    check_fits(
+        weights,
+        model_fingerprint=model.fingerprint,
+        num_layers=model.num_layers,
+        intermediate_size=model.intermediate_size,
+        top_k=weights.meta.top_k,
+        flags={"accept_other_model": "--accept-other-model"},
+        accept_other_model=plan.accept_other_model,
+        source=plan.weights,
+    )
+    return ScoringInputs(responses, weights, model, engine_options)
+
+
+def _scored(plan: ScoringPlan, inputs: ScoringInputs) -> list[dict[str, Any]]:
+    responses = inputs.responses
     results: dict[int, dict[str, Any]] = {}
     with (
         forced_session(
-            model,
+            inputs.model,
             plan.weights,
-            engine_options,
+            inputs.engine_options,
             accept_other_model=plan.accept_other_model,
             verbose=plan.verbose,
         ) as session,
@@ -160,12 +181,11 @@ def _requests(
     """Yield a request for each response that can be scored, and note in ``results`` why another cannot."""
     for index, response in enumerate(responses):
         try:
-            prompt = session.prompt_tokens(response)
-            given = response.token_ids if response.text is None else session.response_tokens(response.text)
+            prompt, given = tokens_of(session, response)
         except ValueError as error:
             problem = f"the prompt cannot be used: {' '.join(str(error).split())}"
         else:
-            num_tokens = len(prompt) + len(given or ())
+            num_tokens = len(prompt) + len(given)
             if prompt and given and num_tokens < session.context:
                 yield forced_request(index, prompt, given)
                 continue
@@ -177,6 +197,16 @@ def _requests(
                 )
         results[index] = {"score": None, "error": problem}
         bar.update()
+
+
+def tokens_of(session: Session, given: GivenResponse) -> tuple[list[int], list[int]]:
+    """Return the token ids of a line's prompt and response.
+
+    Raises:
+        ValueError: the prompt is longer than the context, or the model has no usable chat template.
+    """
+    prompt = session.prompt_tokens(given)
+    return prompt, (given.token_ids or []) if given.text is None else session.response_tokens(given.text)
 
 
 def forced_request(tag: Any, prompt: Sequence[int], response: Sequence[int]) -> EngineRequest:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from typer import echo
 
+from nex_vllm.algorithm.rows import DEFAULT_ROW_TOKENS
 from nex_vllm.cli.report import Line, format_decimal, format_diagnostic, print_paragraph, print_table, progress_bar
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.sweep_options import SweepSettings, Value, parse_sweep, plan_sweep
@@ -19,7 +20,6 @@ from nex_vllm.storage.atomic import refuse_output_inside, write_atomically
 SWEEP_FORMAT = "nex-sweep/1"
 OUTCOME_NAME, PICTURE_NAME = "sweep.json", "sweep.png"
 CACHE_NAME = "cache"
-PAPERS_ROW_TOKENS = 32
 
 _COLUMNS = {
     "score_length_correlation": "length",
@@ -98,7 +98,7 @@ def _base(plan: SweepPlan, reader: CacheReader) -> SweepSettings:
     return SweepSettings(
         top_k=plan.top_k or meta.top_k,
         # Rows of single tokens are recorded to make others of them, not to be learned from.
-        row_tokens=plan.row_tokens or (PAPERS_ROW_TOKENS if meta.row_tokens == 1 else meta.row_tokens),
+        row_tokens=plan.row_tokens or (DEFAULT_ROW_TOKENS if meta.row_tokens == 1 else meta.row_tokens),
         rho=plan.rho,
         min_run=plan.min_run,
         # One of the names that the option lists.

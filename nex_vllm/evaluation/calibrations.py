@@ -45,13 +45,14 @@ def gain_interval_over_calibrations(
     if num_prompts < 2 or num_graded < 2:
         return None
     places, there = padded_places(table)
+    may_win = candidates_that_may_win(table, places, there)
     correct = np.array([bool(grade) for grade in table.correct])
     random = np.array([correct[group].mean() for group in table.groups])
     rng = np.random.default_rng(seed)
     gains = []
     for number in range(calibrations):
         times = np.bincount(rng.integers(num_prompts, size=num_prompts), minlength=num_prompts)
-        rows = best_rows(sums.scores(evidence.weights(times)), places, candidates_that_may_win(table, places, there))
+        rows = best_rows(sums.scores(evidence.weights(times)), places, may_win)
         gain = (correct[rows] - random)[graded]
         gains.append(resampled_sums(gain[:, None], resamples=PROBLEM_DRAWS, seed=seed + number)[:, 0] / num_graded)
     return percentile_interval(np.concatenate(gains))

@@ -26,7 +26,8 @@ MEANINGS: Mapping[str, str] = {
     "every neuron is new",
     "late_bad_mass": "share of the bad mass in the last tenth of the responses: much of it means that endings decide",
     "score_spread": "standard deviation of the scores within a prompt: what a choice has to go by",
-    "score_noise": "standard deviation of what a score changes by when the same response is scored in another batch",
+    "score_noise": "standard deviation of what a score changes by when the same response is scored in another batch "
+    "(`nex-vllm compare` measures it)",
 }
 """What each diagnostic says, in the order in which they are shown."""
 
@@ -108,10 +109,16 @@ def measure_noise(first: Sequence[float | None], second: Sequence[float | None])
     return float(np.std(differences)) if len(differences) > 1 else None
 
 
-def with_noise(diagnostics: Diagnostics, noise: float | None) -> Diagnostics:
-    """Return the diagnostics with the noise that was measured, and its warning where it is due."""
-    warnings = list(diagnostics.warnings)
-    spread = diagnostics.score_spread
+def with_noise(diagnostics: Diagnostics, noise: float | None, spread: float | None = None) -> Diagnostics:
+    """Return the diagnostics with the noise that was measured, and its warning where it is due.
+
+    Args:
+        diagnostics: of the calibration; what they said of an earlier noise is replaced.
+        noise: standard deviation of the differences; None where it was not measured.
+        spread: what it is set against where the calibration tells no spread.
+    """
+    warnings = [warning for warning in diagnostics.warnings if not warning.startswith("score_noise is ")]
+    spread = spread if diagnostics.score_spread is None else diagnostics.score_spread
     if noise is not None and spread is not None and noise > MOST_NOISE * spread:
         warnings.append(
             f"score_noise is {noise:.2g}, more than a tenth of the spread within a prompt ({spread:.2g}): the same "

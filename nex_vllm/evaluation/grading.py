@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import re
 import sys
@@ -66,12 +67,11 @@ def check_answers(grader: str, answers: Iterable[tuple[str, str]]) -> None:
         InputError: for the first of them; or the grader cannot be used.
     """
     with contextlib.ExitStack() as stack:
-        reads: Callable[[str], object]
+        reads: Callable[[str], bool]
         if grader == "math":
             reads = stack.enter_context(MathEquality()).readable
         elif grader in _COMPARED:
-            form = _COMPARED[grader]
-            reads = lambda answer: form(answer) is not None  # noqa: E731
+            reads = functools.partial(_has_form, _COMPARED[grader])
         else:
             return
         for problem, answer in answers:
@@ -179,6 +179,10 @@ def _compared(form: Callable[[str], object]) -> Judge:
         return response.answer is not None and form(response.answer) == expected
 
     return judge
+
+
+def _has_form(form: Callable[[str], object], answer: str) -> bool:
+    return form(answer) is not None
 
 
 def _words(answer: str) -> str | None:

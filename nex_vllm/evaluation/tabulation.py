@@ -161,16 +161,9 @@ def _votes(
             for row in range(group.start, group.stop)
         ]
         for name, weighing in weighings.items():
-            weight_of = {
-                id(trace): None if math.isnan(weight) else weight
-                for trace, weight in zip(traces, weighing[group].tolist(), strict=True)
-            }
-            found[name][group] = _numbers(votes(traces, _by_identity(weight_of)))
+            weights = [None if math.isnan(weight) else weight for weight in weighing[group].tolist()]
+            found[name][group] = _numbers(votes(traces, weights))
     return found
-
-
-def _by_identity(weight_of: Mapping[int, float | None]) -> Callable[[CandidateTrace], float | None]:
-    return lambda trace: weight_of[id(trace)]
 
 
 def _numbers(values: Values) -> npt.NDArray[np.float64]:

@@ -12,6 +12,8 @@ from typing import Any
 from vllm import envs
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from nex_vllm.algorithm.rows import DEFAULT_ROW_TOKENS, DEFAULT_TOP_K
+from nex_vllm.algorithm.signals import DEFAULT_DEEPCONF_WINDOW
 from nex_vllm.choosing.answers import parse_extraction
 from nex_vllm.choosing.checks import OWN_LOGPROBS
 from nex_vllm.errors import InputError
@@ -19,9 +21,6 @@ from nex_vllm.plugin.ledger_check import require_all
 from nex_vllm.plugin.reasoning import resolve_part
 from nex_vllm.plugin.settings import (
     CONFIG_KEY,
-    DEFAULT_DEEPCONF_WINDOW,
-    DEFAULT_ROW_TOKENS,
-    DEFAULT_TOP_K,
     NexSettings,
     ResolvedSettings,
 )

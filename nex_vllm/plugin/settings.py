@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from nex_vllm.algorithm.signals import DEFAULT_DEEPCONF_WINDOW
 from nex_vllm.choosing.answers import parse_extraction
 from nex_vllm.choosing.offer import EngineOffer
 from nex_vllm.choosing.part import ALL, PARTS
 from nex_vllm.errors import InputError
 
 CONFIG_KEY = "nex"
-DEFAULT_TOP_K = 2000
-DEFAULT_ROW_TOKENS = 32
-DEFAULT_DEEPCONF_WINDOW = 2048
 
 _KNOWN = (
     "weights",

@@ -12,6 +12,8 @@ from nex_vllm.storage.diagnostics import Diagnostics
 from nex_vllm.storage.files import StrPath, check_format, decode_object, read_bounded
 
 COMPARISON_FORMAT = "nex-comparison/1"
+WEIGHTS_NAME = "weights.safetensors"
+"""The weights that a comparison scored with, in its directory."""
 
 _WHAT = "the outcome of a comparison (comparison.json)"
 

@@ -281,7 +281,7 @@ def test_keys_of_any_layer_and_unit_within_the_limit_are_learned():
 
 
 def test_a_row_may_start_below_the_end_of_the_one_before():
-    learn([make_rows([{5: 1.0, 9: 1.0}, {}, {1: 1.0}, {1: 1.0}])])
+    assert learn([make_rows([{5: 1.0, 9: 1.0}, {}, {1: 1.0}, {1: 1.0}])]).num_responses == 1
 
 
 @pytest.mark.parametrize("options", [{"rho": 1.5}, {"min_run": 0}, {"credit": "everything"}])

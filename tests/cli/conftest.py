@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from nex_vllm.cli import recording
 from nex_vllm.cli.app import app
 from nex_vllm.cli.outcome import exit_status
+from tests.cli.fake_engine import FakeSession
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -115,3 +117,11 @@ def prompts(countdown: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a prompts file of ten problems."""
     lines = read_lines(countdown / "calibration.jsonl")[:10]
     return write_lines(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", lines)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
+    """Let commands that record use the stand-in for the engine."""
+    monkeypatch.setattr(recording, "Session", FakeSession)
+    monkeypatch.setattr(FakeSession, "interrupt_after", None)
+    return FakeSession

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,30 +12,28 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from nex_vllm.cli import recording
 from nex_vllm.storage import (
     CacheReader,
+    decode_diagnostics,
     load_selector,
+    load_weights,
     model_fingerprint,
     read_candidates,
+    read_responses,
+    save_weights,
     write_candidates,
 )
 from nex_vllm.storage.comparison_file import read_comparison
+from nex_vllm.storage.noise_file import ScoreNoise, write_noise
+from nex_vllm.storage.weights import weights_digest
 from tests.cli.conftest import Outcome, Run, write_lines
+from tests.cli.fake_engine import FakeSession
 from tests.cli.recorded import ROW_TOKENS, TOP_K, recorded_rows, write_cache
 from tests.cli.test_bad_input import refused
-from tests.cli.test_calibration import FakeSession
 from tests.evaluation.tables import drawn_table
 
 NUM_PROBLEMS, N = 6, 3
 FLAGS = ["-n", N, "--top-k", TOP_K, "--row-tokens", ROW_TOKENS]
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
-    monkeypatch.setattr(recording, "Session", FakeSession)
-    monkeypatch.setattr(FakeSession, "interrupt_after", None)
-    return FakeSession
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_with_a_calibration_nex_is_compared_with_both_intervals_and_diagnostics(
     """Weights learned from the cache by `calibrate` give the same scores as the cache itself."""
     responses = [recorded_rows(f"c{n}", 50 + n) for n in range(8)]
     cache = write_cache(tmp_path / "calibration", responses, fingerprint=model_fingerprint(model))
-    done = ok(run(*given, "--calibration", cache))
+    done = ok(run(*given, "--calibration", cache, "--no-noise"))
     out = tmp_path / "out"
     comparison = read_comparison(out / "comparison.json")
     assert comparison.nex is not None
@@ -103,7 +102,7 @@ def test_with_a_calibration_nex_is_compared_with_both_intervals_and_diagnostics(
     weights = tmp_path / "w"
     ok(run("calibrate", "--from-cache", cache, "--out", weights))
     ended = fake.last.num_ended
-    ok(run(*given, "--weights", weights))
+    ok(run(*given, "--weights", weights, "--no-noise"))
     assert fake.last.num_ended == ended, "nothing was sampled again"
     table = read_candidates(out / "candidates.parquet")
     assert (table.signals["score"] == scores).all()
@@ -111,7 +110,136 @@ def test_with_a_calibration_nex_is_compared_with_both_intervals_and_diagnostics(
     comparison = read_comparison(out / "comparison.json")
     assert comparison.selectors["nex"].gain_low_calibration is None, "there is no cache to draw from"
     assert comparison.diagnostics is not None, "those of the weights' metadata"
-    ok(run(*given, "--weights", weights, "--calibration", cache))
+    ok(run(*given, "--weights", weights, "--calibration", cache, "--no-noise"))
+
+
+def _drop_answers(problems: Path) -> None:
+    """Leave nothing to grade: intervals take seconds."""
+    lines = [json.loads(line) for line in problems.read_text().splitlines()]
+    write_lines(problems, [{name: value for name, value in line.items() if name != "answer"} for line in lines])
+
+
+@pytest.fixture
+def calibration(model: Path, tmp_path: Path) -> Path:
+    responses = [recorded_rows(f"c{n}", 50 + n) for n in range(8)]
+    return write_cache(tmp_path / "calibration", responses, fingerprint=model_fingerprint(model))
+
+
+def test_the_weights_behind_the_scores_are_kept_and_the_report_has_them(
+    run: Run, fake: type[FakeSession], given: list[object], problems: Path, calibration: Path, tmp_path: Path
+) -> None:
+    """They are those that `calibrate` would write, metadata included; from --weights too."""
+    _drop_answers(problems)
+    weights, kept = tmp_path / "w", tmp_path / "out" / "weights.safetensors"
+    ok(run("calibrate", "--from-cache", calibration, "--out", weights))
+    page = ["report", tmp_path / "out", "--out", tmp_path / "page.html", "--force"]
+    ok(run(*given))
+    assert not kept.exists()
+    ok(run(*page))
+    assert "Neuron weights</h2>" not in (tmp_path / "page.html").read_text()
+    done = ok(run(*given, "--calibration", calibration, "--no-noise"))
+    assert "wrote candidates.parquet, comparison.json, weights.safetensors" in done.out
+    first, second = load_weights(kept), load_weights(weights)
+    assert first.meta == second.meta
+    assert (first.keys == second.keys).all()
+    assert (first.weights == second.weights).all()
+    ok(run(*page))
+    text = (tmp_path / "page.html").read_text()
+    assert "Neuron weights</h2>" in text
+    assert "as the comparison scored them" in text
+    other = replace(load_weights(weights).meta, diagnostics=None, model_fingerprint="0" * 32, rho=0.9)
+    save_weights(weights, replace(load_weights(weights), meta=other), force=True)
+    ok(run(*given, "--weights", weights, "--accept-other-model", "--no-noise"))
+    assert load_weights(kept).meta == other
+    ok(run(*page))
+    ok(run(*given))
+    ok(run(*page))
+    assert "Neuron weights</h2>" not in (tmp_path / "page.html").read_text(), "these candidates have no scores"
+
+
+def test_noise_is_not_measured_again_for_the_same_weights(
+    run: Run,
+    fake: type[FakeSession],
+    given: list[object],
+    problems: Path,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _drop_answers(problems)
+    out = tmp_path / "out"
+    given = [*given, "--calibration", calibration]
+    done = ok(run(*given, "--no-noise"))
+    (line,) = (line for line in done.out.splitlines() if line.startswith("score_noise"))
+    assert line.split(None, 1)[1].startswith("not measured ")
+    assert _noise_in(out) is None
+    # No other process can be started from here on.
+    noise = ScoreNoise(0.25, 18, weights_digest(load_weights(out / "weights.safetensors")))
+    write_noise(out / "noise.json", noise)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    done = ok(run(*given))
+    (line,) = (line for line in done.out.splitlines() if line.startswith("score_noise"))
+    assert line.split()[1] == "0.250000"
+    assert "warning: score_noise is 0.25, more than a tenth of the spread" in done.out
+    assert "twice" not in done.err
+    assert _noise_in(out) == 0.25
+    write_noise(out / "noise.json", replace(noise, weights_digest="of others"))
+    done = ok(run(*given))
+    assert "twice" in done.err
+    assert "note: score_noise was not measured: " in done.err
+    assert _noise_in(out) is None
+    refused(_last_line(run("compare", *given[1:-2], "--no-noise")), "--no-noise has no effect without scores")
+
+
+def _noise_in(out: Path) -> float | None:
+    """Return the noise that the comparison and the weights in its directory state alike."""
+    told = read_comparison(out / "comparison.json").diagnostics
+    kept = load_weights(out / "weights.safetensors").meta.diagnostics
+    assert told is not None
+    assert kept is not None
+    assert decode_diagnostics(kept, "weights") == told
+    return told.score_noise
+
+
+def test_noise_that_cannot_be_measured_is_a_note_and_ctrl_c_loses_nothing(
+    run: Run,
+    fake: type[FakeSession],
+    given: list[object],
+    problems: Path,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other process is a shell script: one that keeps what it was given and fails, one that presses Ctrl-C."""
+    _drop_answers(problems)
+    out, script = tmp_path / "out", tmp_path / "python"
+    given = [*given, "--calibration", calibration, "--", "--max-num-batched-tokens", 64, "--dtype", "float32"]
+    monkeypatch.setattr(sys, "executable", str(script))
+
+    def becomes(*lines: str) -> None:
+        script.write_text("\n".join(["#!/bin/sh", *lines]))
+        script.chmod(0o755)
+
+    becomes("kill -INT $PPID", "sleep 30")
+    done = run(*given)
+    assert done.status == 130
+    assert f"interrupted: the comparison is in {out}, without the noise of its scores; to measure that" in done.err
+    assert "share of problems with the same choice" in done.out
+    assert _noise_in(out) is None
+    becomes(f'cp "$8" {tmp_path}/kept.jsonl', f'printf "%s\\n" "$@" > {tmp_path}/words', "exit 7")
+    done = ok(run(*given))
+    note = "score_noise was not measured: `nex-vllm score --check-noise` failed with exit status 7"
+    assert f"note: {note}" in done.err
+    assert read_comparison(out / "comparison.json").notes[-1].startswith(note)
+    assert _noise_in(out) is None
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[:6] == ["-m", "nex_vllm.cli", "score", str(given[1]), "--weights", str(out / "weights.safetensors")]
+    assert words[8:] == ["--check-noise", "--out", str(out / "noise.json"), "--force", "--", "--dtype", "float32"]
+    lines = read_responses(tmp_path / "kept.jsonl")
+    assert len(lines) == 18
+    assert {line.prompt for line in lines} == {"x" * (n + 1) for n in range(NUM_PROBLEMS)}
+    assert all(len(line.token_ids or []) == 320 for line in lines)
+    assert not Path(words[7]).exists()
 
 
 def test_an_interrupted_comparison_goes_on_and_ends_alike(
@@ -144,8 +272,7 @@ def test_the_same_candidates_are_graded_and_compared_otherwise(
     assert table.text == first.text
     assert list(table.chosen) == ["shortest", "majority", "random"]
     assert table.meta["extract"] == "line:text"
-    lines = [json.loads(line) for line in problems.read_text().splitlines()]
-    write_lines(problems, [{name: value for name, value in line.items() if name != "answer"} for line in lines])
+    _drop_answers(problems)
     done = ok(run(*given))
     assert "share of problems with the same choice" in done.out
     assert "best over second" in done.out

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from nex_vllm.errors import InputError
-from nex_vllm.storage import CacheReader, read_candidates
+from nex_vllm.storage import CacheReader, decode_diagnostics, load_weights, read_candidates
 from nex_vllm.storage.comparison_file import read_comparison
+from nex_vllm.storage.noise_file import ScoreNoise, read_noise
+from nex_vllm.storage.weights import weights_digest
 from tests.cli.conftest import NEX_VLLM, Command, command_environment, read_lines, write_lines
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -56,8 +58,8 @@ def test_killed_comparison_goes_on_and_ends_with_the_table_of_an_undisturbed_one
     flags = ["--problems", problems, "-n", N, "--top-k", "24", "--row-tokens", "8", "--max-tokens", "320"]
     grading = ["--grader", "exact", "--extract", "line:Answer:"]
 
-    def command(directory: Path) -> list[object]:
-        return ["compare", model, "--out", directory, *flags, *grading, "--", "--enforce-eager"]
+    def command(directory: Path, *scored_by: object) -> list[object]:
+        return ["compare", model, "--out", directory, *flags, *grading, *scored_by, "--", "--enforce-eager"]
 
     cache, total = out / "cache", NUM_PROBLEMS * N
     listed: list[list[bytes]] = []
@@ -78,17 +80,40 @@ def test_killed_comparison_goes_on_and_ends_with_the_table_of_an_undisturbed_one
         whole = [line for line in lines_then if line.endswith(b"\n")]
         assert final[: len(whole)] == whole, "what was kept was not sampled again"
 
-    done = nex_vllm(*command(undisturbed))
+    # This one has scores too: an engine samples, and then another one scores some candidates twice.
+    scored = command(undisturbed, "--calibration", cache)
+    done = nex_vllm(*scored)
     assert done.returncode == 0, done.stderr
+    assert _told_of_noise(undisturbed, done.stdout + done.stderr)
+    again = nex_vllm(*scored)
+    assert again.returncode == 0, again.stderr
+    assert "starting the engine" not in again.stderr, "nothing is sampled or scored again"
+    (line,) = (line for line in again.stdout.splitlines() if line.startswith("score_noise "))
+    assert line.split()[1] == f"{read_noise(undisturbed / 'noise.json').score_noise:.6f}"
     one, other = (read_candidates(directory / "candidates.parquet") for directory in (out, undisturbed))
     assert one.text == other.text
     assert [ids.tolist() for ids in one.token_ids] == [ids.tolist() for ids in other.token_ids]
     assert one.correct == other.correct
-    assert one.signals.keys() == other.signals.keys()
+    assert one.signals.keys() == other.signals.keys() - {"score", "votes_nex"}
+    assert np.isfinite(other.signals["score"]).all()
     assert {"self_certainty", "deepconf_tail", "medoid_distance", "votes"} <= one.signals.keys()
     for name, values in one.signals.items():
         np.testing.assert_allclose(values, other.signals[name], rtol=1e-6, err_msg=name)
     for name, marks in one.chosen.items():
         assert (marks == other.chosen[name]).all(), name
     first, second = (read_comparison(directory / "comparison.json").selectors for directory in (out, undisturbed))
-    assert first == second
+    assert first == {name: second[name] for name in first}
+    assert second.keys() - first.keys() == {"nex", "majority_nex"}
+
+
+def _told_of_noise(directory: Path, printed: str) -> bool:
+    """Check that the noise of all places is one, and what may be expected: less than a hundredth."""
+    noise = read_noise(directory / "noise.json")
+    told = read_comparison(directory / "comparison.json").diagnostics
+    file = load_weights(directory / "weights.safetensors")
+    assert told is not None
+    assert file.meta.diagnostics is not None
+    assert decode_diagnostics(file.meta.diagnostics, "weights") == told
+    assert noise == ScoreNoise(told.score_noise or 0.0, NUM_PROBLEMS * N, weights_digest(file))
+    assert f"score_noise is {noise.score_noise:.2g} over {NUM_PROBLEMS * N} responses" in " ".join(printed.split())
+    return noise.score_noise < 0.01

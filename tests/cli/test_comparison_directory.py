@@ -12,10 +12,10 @@ from nex_vllm.storage import CacheMeta, CacheWriter, Diagnostics, model_fingerpr
 from nex_vllm.storage.comparison_file import read_comparison, write_comparison
 from nex_vllm.storage.comparison_settings import canonical_options
 from tests.cli.conftest import Outcome, Run
+from tests.cli.fake_engine import FakeSession
 from tests.cli.recorded import NUM_LAYERS, ROW_TOKENS, TOP_K, WIDTH
 from tests.cli.test_bad_input import refused
-from tests.cli.test_calibration import FakeSession
-from tests.cli.test_comparing import fake, given, ok, problems  # noqa: F401 - fixtures
+from tests.cli.test_comparing import given, ok, problems  # noqa: F401 - fixtures
 from tests.evaluation.tables import drawn_table
 
 DIAGNOSTICS = Diagnostics(num_prompts=3, num_responses=6, late_bad_mass=0.25, warnings=("few prompts",))
@@ -27,7 +27,7 @@ def last_line(done: Outcome) -> Outcome:
 
 def test_candidates_of_other_engine_options_are_refused(
     run: Run,
-    fake: type[FakeSession],  # noqa: F811
+    fake: type[FakeSession],
     given: list[object],  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -50,7 +50,7 @@ def test_engine_options_are_the_same_in_any_order_and_no_secret_is_kept() -> Non
 
 def test_settings_are_written_by_who_has_the_lock(
     run: Run,
-    fake: type[FakeSession],  # noqa: F811
+    fake: type[FakeSession],
     given: list[object],  # noqa: F811
     model: Path,
     tmp_path: Path,
@@ -68,7 +68,7 @@ def test_settings_are_written_by_who_has_the_lock(
 
 def test_candidates_without_settings_are_refused_in_words(
     run: Run,
-    fake: type[FakeSession],  # noqa: F811
+    fake: type[FakeSession],
     given: list[object],  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -79,7 +79,7 @@ def test_candidates_without_settings_are_refused_in_words(
 
 def test_grades_stay_until_there_are_new_ones(
     run: Run,
-    fake: type[FakeSession],  # noqa: F811
+    fake: type[FakeSession],
     given: list[object],  # noqa: F811
     tmp_path: Path,
 ) -> None:

@@ -21,10 +21,10 @@ from nex_vllm.storage import (
 )
 from nex_vllm.storage.weights import weights_digest
 from tests.cli.conftest import Run, write_lines
+from tests.cli.fake_engine import FakeSession
 from tests.cli.recorded import recorded_rows, write_cache
 from tests.cli.test_bad_input import refused
-from tests.cli.test_calibration import FakeSession
-from tests.cli.test_comparing import fake, given, ok, problems  # noqa: F401 - fixtures
+from tests.cli.test_comparing import given, ok, problems  # noqa: F401 - fixtures
 from tests.cli.test_comparison_directory import last_line
 from tests.evaluation.tables import drawn_table
 
@@ -65,7 +65,7 @@ def test_a_selector_that_needs_scores_is_refused_where_there_are_none(
 
 def test_a_selector_knows_the_weights_that_its_scores_came_from(
     run: Run,
-    fake: type[FakeSession],  # noqa: F811
+    fake: type[FakeSession],
     given: list[object],  # noqa: F811
     calibration: Path,
     tmp_path: Path,
@@ -86,7 +86,7 @@ def test_a_selector_knows_the_weights_that_its_scores_came_from(
 
 def test_how_questions_are_asked_is_said(
     run: Run,
-    fake: type[FakeSession],  # noqa: F811
+    fake: type[FakeSession],
     given: list[object],  # noqa: F811
     tmp_path: Path,
 ) -> None:

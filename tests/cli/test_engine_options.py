@@ -9,7 +9,7 @@ import pytest
 
 from nex_vllm.cli import model as models
 from nex_vllm.cli import recording, scoring
-from nex_vllm.cli.engine_options import REFUSED, REFUSED_BY_SCORE
+from nex_vllm.cli.engine_options import REFUSED, REFUSED_BY_SCORE, without_options
 from nex_vllm.cli.model import find_model
 from nex_vllm.errors import InputError, NexError
 from tests.cli.conftest import Run
@@ -124,6 +124,16 @@ def test_score_keeps_its_own_batches_and_takes_the_context_that_is_asked_for(
             "max_num_batched_tokens": 8192,
             "enable_chunked_prefill": True,
         }
+
+
+def test_options_are_left_out_with_their_values() -> None:
+    names = {"max_num_batched_tokens", "enable_chunked_prefill"}
+    kept = ["-tp", "2", "--hf-overrides", '{"a": {"b": 1}}', "--dtype=float32"]
+    left_out = ["--max-num-batched-tokens", "64"], ["--max_num_batched_tokens=64"], ["--no-enable-chunked-prefill"]
+    for words in left_out:
+        for place in (0, 2, 4, 5):
+            assert without_options([*kept[:place], *words, *kept[place:]], names) == tuple(kept)
+    assert without_options([], names) == ()
 
 
 def test_revision_is_the_one_that_is_downloaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,9 @@ SAMPLING = "--prompts --cache --samples --top-k --row-tokens --max-tokens --temp
 COMMANDS = {
     "calibrate": f"{SAMPLING} --out --force --from-cache --credit --rho --min-run --json",
     "record": SAMPLING,
-    "score": "--weights --responses --out --force --accept-other-model response_token_ids",
+    "score": "--weights --responses --out --check-noise --force --accept-other-model response_token_ids",
     "compare": "--problems --out -n --top-k --row-tokens --max-tokens --temperature --top-p --seed --weights "
-    "--calibration --grader --extract --selectors --selector-file --accept-other-model --force",
+    "--calibration --grader --extract --selectors --selector-file --no-noise --accept-other-model --force",
     "fit": "CANDIDATES --out --force",
     "sweep": "--over --candidates --out --top-k --row-tokens --credit --rho --min-run --force first_cycle",
     "inspect": "PATH",

@@ -10,9 +10,9 @@ import pytest
 from nex_vllm.cli import recording
 from nex_vllm.storage import CacheReader, load_weights, model_fingerprint, read_candidates
 from tests.cli.conftest import Command, Outcome, Run, read_lines, write_lines
+from tests.cli.fake_engine import FakeSession
 from tests.cli.recorded import recorded_rows, write_cache
 from tests.cli.test_bad_input import refused
-from tests.cli.test_calibration import FakeSession
 
 MARKER = "\nAnswer"
 REASONING = ["--part", "reasoning", "--reasoning-end", MARKER]

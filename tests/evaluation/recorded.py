@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from nex_vllm.algorithm import ResponseRows
 from nex_vllm.storage import CachedResponse, CacheMeta, CacheWriter, CandidateTable, Diagnostics, write_candidates
 from nex_vllm.storage.comparison_file import (
     Agreement,
@@ -18,8 +17,8 @@ from nex_vllm.storage.comparison_file import (
     SelectorResult,
     write_comparison,
 )
+from tests.cli.recorded import NUM_LAYERS, ROW_TOKENS, TOP_K, WIDTH, recorded_rows
 
-ROW_TOKENS, TOP_K, NUM_LAYERS, WIDTH = 8, 24, 4, 1024
 META = CacheMeta("no such model", "0" * 32, NUM_LAYERS, WIDTH, TOP_K, ROW_TOKENS)
 
 HOSTILE = (
@@ -33,30 +32,6 @@ HOSTILE = (
     "w" * 3000,
     "javascript:window.stolen=1 $\\frac{1}{0}$ %s %d \\",
 )
-
-
-def recorded_rows(response: str, seed: int, num_rows: int = 40, tokens: int = ROW_TOKENS) -> ResponseRows:
-    """Rows that use few neurons, and new ones in bursts: there are cycles in them."""
-    rng = np.random.default_rng(seed)
-    layer, unit = np.divmod(rng.permutation(NUM_LAYERS * WIDTH), WIDTH)
-    pool = (layer << 16 | unit).astype(np.uint32)
-    used = 60
-    rows = [pool[:used]]
-    for r in range(1, num_rows):
-        new = int(rng.poisson(25 if r // 5 % 2 == 0 else 2))
-        old = rng.choice(used, 60 - min(new, 40), replace=False)
-        rows.append(np.concatenate([pool[old], pool[used : used + new]]))
-        used += new
-    keys = np.concatenate([np.sort(row) for row in rows])
-    return ResponseRows(
-        response=response,
-        tokens=np.full(num_rows, tokens, dtype=np.int32),
-        indptr=np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64),
-        keys=keys,
-        masses=rng.lognormal(0.0, 1.0, len(keys)).astype(np.float32),
-        entropy=rng.gamma(1.0, 0.3, num_rows).astype(np.float32),
-        logprob=-rng.gamma(1.0, 0.3, num_rows).astype(np.float32),
-    )
 
 
 def write_cache(directory: Path, texts: Sequence[str], num_rows: int = 12) -> Path:

@@ -299,6 +299,8 @@ def test_noise_is_warned_of_above_a_tenth_of_the_spread(tmp_path: Path) -> None:
     assert noisy.score_noise == 0.11 * quiet.score_spread
     assert warned(noisy) == {"score_noise"}
     assert with_noise(replace(quiet, score_spread=None), 1.0).warnings == ()
+    assert warned(with_noise(replace(quiet, score_spread=None), 1.0, spread=9.0)) == {"score_noise"}
+    assert with_noise(noisy, 0.0, spread=0.0) == replace(quiet, score_noise=0.0), "an earlier noise is forgotten"
 
 
 # As it is kept.

@@ -9,7 +9,6 @@ import io
 import json
 import re
 import tomllib
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,66 +17,14 @@ import pytest
 
 from nex_vllm.algorithm import WeightAccumulator, judge_response, weighted_masses
 from nex_vllm.errors import InputError
-from nex_vllm.evaluation.report import ReportPlan, write_report
 from nex_vllm.evaluation.report.figures import RowSample, count_in_bins, describe_weights
-from nex_vllm.evaluation.report.page import render_page
 from nex_vllm.evaluation.report.pictures import choose_pictures, draw_picture
 from nex_vllm.evaluation.report.responses import ShownResponses, encode_json
-from nex_vllm.evaluation.report.row_texts import RowCutter, load_tokenizer
-from nex_vllm.evaluation.report.sources import find_source
 from nex_vllm.storage import CacheReader, WeightsFile, WeightsMeta, save_weights
+from tests.evaluation.pages import Parsed, html_of, page_of, parse, report
 from tests.evaluation.recorded import HOSTILE, META, write_cache, write_comparison_directory
 
 ROOT = Path(__file__).parents[2]
-
-
-class _NoBar:
-    def __enter__(self) -> Any:
-        return lambda: None
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def report(path: Path, out: Path, **options: Any) -> list[Path]:
-    return write_report(ReportPlan(path, out, **options), "nex-vllm test", lambda _: _NoBar())
-
-
-def html_of(path: Path, **options: Any) -> str:
-    """Return the page of a source, without drawing its pictures."""
-    plan = ReportPlan(path, path.with_suffix(".html"), **options)
-    describe, _ = find_source(plan)
-    return render_page(describe(plan, "nex-vllm test", lambda _: _NoBar()))
-
-
-class Parsed(HTMLParser):
-    """What a browser would find in a page: elements with their attributes, and the text of each script and style."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.raw: list[tuple[dict[str, str | None], str]] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        tag, attributes = self.elements[-1] if self.elements else ("", {})
-        if tag in {"script", "style"} and data.strip():
-            self.raw.append(({**attributes, "tag": tag}, data))
-        else:
-            self.text += data
-
-    @property
-    def responses(self) -> list[dict[str, Any]]:
-        return [json.loads(text) for attributes, text in self.raw if attributes.get("class") == "response"]
-
-
-def parse(page: Path) -> Parsed:
-    return Parsed(page.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -206,51 +153,6 @@ def test_nan_never_reaches_the_page() -> None:
         encode_json([float("nan")])
 
 
-@pytest.fixture(scope="module")
-def cutter(shipped_model: Path) -> RowCutter:
-    return RowCutter(load_tokenizer(shipped_model, "any"))
-
-
-def tokens_of(model: Path, text: str) -> list[int]:
-    ids: list[int] = load_tokenizer(model, "any").encode(text).ids
-    return ids
-
-
-def test_rows_get_the_text_of_their_own_tokens(shipped_model: Path, cutter: RowCutter) -> None:
-    text = "Have 6 13 3 want 22\nTry 6 + 3 = 9 left 13 9"
-    ids = tokens_of(shipped_model, text)
-    tokenizer = load_tokenizer(None, str(shipped_model))  # found by the model's name, which is its folder
-    sizes = [8] * (len(ids) // 8) + [len(ids) % 8]
-    parts, exact = RowCutter(tokenizer).cut(text, ids, sizes)
-    assert exact
-    assert "".join(parts) == text
-    for end in range(1, len(sizes)):
-        assert "".join(parts[:end]).strip() == tokenizer.decode(ids[: sum(sizes[:end])]).strip()
-
-
-def test_text_after_a_stop_string_is_of_no_row(shipped_model: Path, cutter: RowCutter) -> None:
-    ids = tokens_of(shipped_model, "Have 6 13 3 want 22")
-    assert cutter.cut("Have 6 13", ids, [2, len(ids) - 2]) == (["Have 6", " 13"], True)
-    assert cutter.cut(" Have 6 13 3 want 22", ids, [len(ids)]) == ([" Have 6 13 3 want 22"], True)
-
-
-def test_text_after_the_reasoning_is_of_no_row(cutter: RowCutter, shipped_model: Path) -> None:
-    ids = tokens_of(shipped_model, "Have 6 13 3 want 22")
-    assert cutter.cut("Have 6 13 3 want 22", ids, [1, 2]) == (["Have", " 6 13"], True)
-    assert cutter.cut("x" * 60, ids, [1, 2]) == (["x" * 10, "x" * 20], False)
-
-
-@pytest.mark.parametrize(
-    ("text", "ids"), [("another text", [5, 6, 7, 8]), ("some text", None), ("some text", [5] * 3), ("", [10**9] * 4)]
-)
-def test_rows_get_their_share_where_tokens_and_text_do_not_match(cutter: RowCutter, text: str, ids: Any) -> None:
-    parts, exact = cutter.cut(text, ids, [3, 1])
-    assert "".join(parts) == text
-    assert not exact or not text
-    if text and not exact:
-        assert len(parts[0]) == len(text) * 3 // 4
-
-
 def test_a_page_holds_whole_responses_up_to_a_number_and_a_size(cache: Path) -> None:
     page = Parsed(html_of(cache, responses=3))
     assert [each["id"] for each in page.responses] == [f"{n}: {HOSTILE[n][:40]}" for n in range(3)]
@@ -341,9 +243,7 @@ def test_names_in_a_picture_are_no_mathematics(tmp_path: Path) -> None:
     fields = json.loads(outcome.read_text())
     fields["selectors"][r"$\frac{1}{0$"] = fields["selectors"]["nex"]
     outcome.write_text(json.dumps(fields))
-    plan = ReportPlan(directory, tmp_path / "r.html")
-    describe, _ = find_source(plan)
-    draw = choose_pictures(describe(plan, "nex-vllm test", lambda _: _NoBar()))["selectors"]
+    draw = choose_pictures(page_of(directory))["selectors"]
     assert draw_picture(draw).startswith(b"\x89PNG")
 
 

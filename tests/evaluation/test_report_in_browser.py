@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.chromium import Page, find_chromium, open_chromium
+from tests.evaluation.pages import html_of
 from tests.evaluation.recorded import HOSTILE, write_cache, write_comparison_directory
-from tests.evaluation.test_report import html_of
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium here, so the report's page was not opened (bash tools/chromium.sh)"

@@ -23,7 +23,7 @@ from nex_vllm.evaluation.report.responses import ShownResponses, describe_unreco
 from nex_vllm.evaluation.report.row_texts import RowCutter, load_tokenizer
 from nex_vllm.storage import CacheReader, Diagnostics, WeightsFile, check_fits, decode_diagnostics, load_weights
 from nex_vllm.storage.candidates import read_candidates
-from nex_vllm.storage.comparison_file import read_comparison
+from nex_vllm.storage.comparison_file import WEIGHTS_NAME, read_comparison
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class ReportPlan:
     Attributes:
         path: a cache, a weights file, or a comparison's directory.
         out: the page; the pictures are called after it.
-        weights: score with this file's weights; None: a cache's own, or the scores of the comparison.
+        weights: score with this file's weights; None: a cache's own, or those that the comparison kept.
         tokenizer: folder of the model's tokenizer; None: the model's own folder or download, where it is here.
         responses: most responses on the page.
         force: replace files that exist.
@@ -99,7 +99,11 @@ def _describe_cache(plan: ReportPlan, created_with: str, progress: Progress) -> 
     report = Report(f"Activation cache: {plan.path.resolve().name}", created_with, row_tokens=reader.meta.row_tokens)
     report.facts = _facts(reader.meta)
     cutter, segmentation = RowCutter(load_tokenizer(plan.tokenizer, reader.meta.model)), Segmentation()
-    given = None if plan.weights is None else _fitting_weights(plan.weights, plan, reader)
+    given = (
+        None
+        if plan.weights is None
+        else _fitting_weights(plan.weights, reader, accept_other_model=plan.accept_other_model)
+    )
     report.shown = ShownResponses(plan.responses)
     with progress(len(reader) * (2 if given is None else 1)) as advance:
         if given is None:
@@ -135,10 +139,18 @@ def _describe_comparison(plan: ReportPlan, created_with: str, progress: Progress
         recorded, report.row_tokens = reader.finished, reader.meta.row_tokens
         weights, segmentation = None, Segmentation()
         report.scored_by = ", as the comparison scored them"
+        kept = plan.path / WEIGHTS_NAME
         if plan.weights is not None:
-            given = _fitting_weights(plan.weights, plan, reader)
+            given = _fitting_weights(plan.weights, reader, accept_other_model=plan.accept_other_model)
             weights, segmentation = _use_weights(report, given, plan.weights)
             report.weights = _figures_of(weights, given.meta)
+        elif "score" in candidates.table.signals and kept.exists():
+            # The comparison may have been told to accept another model's.
+            given = _fitting_weights(kept, reader, accept_other_model=True)
+            weights, segmentation = _use_weights(report, given, kept)
+            report.weights = _figures_of(weights, given.meta)
+            report.scored_by = ", as the comparison scored them"
+            report.weights_from = " The comparison scored with them."
         cutter = RowCutter(load_tokenizer(plan.tokenizer, reader.meta.model))
         with progress(len(reader)) as advance:
             report.findings = read_responses(reader, weights, segmentation, cutter, shown, labels, advance)
@@ -171,7 +183,7 @@ def _use_weights(report: Report, file: WeightsFile, path: Path | None) -> tuple[
     return NeuronWeights(file.keys, file.weights), segmentation
 
 
-def _fitting_weights(path: Path, plan: ReportPlan, reader: CacheReader) -> WeightsFile:
+def _fitting_weights(path: Path, reader: CacheReader, *, accept_other_model: bool) -> WeightsFile:
     file, meta = load_weights(path), reader.meta
     check_fits(
         file,
@@ -184,7 +196,7 @@ def _fitting_weights(path: Path, plan: ReportPlan, reader: CacheReader) -> Weigh
         reasoning_end=meta.reasoning_end,
         source=path,
         flags={"accept_other_model": "--accept-other-model"},
-        accept_other_model=plan.accept_other_model,
+        accept_other_model=accept_other_model,
     )
     return file
 
