@@ -39,13 +39,13 @@ PLANS = {"products": "*", "sums": "+", "differences": "-", "quotients": "/", "an
 PATIENCE = (270, 390)
 """Words after which a solution looks no further, drawn for each between these."""
 
-LINGER = (0, 25, 50)
-"""Words for which it still looks on once it has reached the target, one of these for each solution."""
+LINGER = (0, 1)
+"""Words for which it still looks on once it has reached the target, one of these for each solution: 1 is a leaf more."""
 
 NEW_PLAN = 0.3
 """How often a new start changes the plan."""
 
-REVISIT = 0.3
+REVISIT = 0.25
 """How often a new start goes back to a first step that was tried before."""
 
 Step = tuple[int, str, int, int]
