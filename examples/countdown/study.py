@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import typer
 from study_commands import (
-    CANDIDATE_SEEDS,
     CANDIDATES,
     GRADER,
     HERE,
@@ -24,7 +23,9 @@ from study_commands import (
     SAMPLES,
     Folders,
     Trial,
+    candidate_seed,
     first_lines,
+    hold_to_settings,
     model_settings,
     nex_vllm,
     sampling_flags,
@@ -32,7 +33,7 @@ from study_commands import (
 )
 from study_figures import figures
 from study_page import fill_page, model_tables, settings_table
-from study_runs import read_lines, read_run, write_cut_responses
+from study_runs import Expected, read_lines, read_run, write_cut_responses
 from study_settings import ROW_TOKENS, TOP_K, measure_settings
 from study_statistics import Sets
 from tqdm import tqdm
@@ -66,7 +67,9 @@ Runs = Annotated[int | None, typer.Option(min=1, max=RUNS, help="Trial: so many 
 @app.command("settings", short_help="Choose top_k and row_tokens, without labels.")
 def choose_settings(model: Model, out: Out, problems: Problems = None, prompts: Prompts = None) -> None:
     """Choose top_k and row_tokens on development.jsonl, without labels. They belong into settings.json then."""
-    folders, trial = Folders(out), Trial(problems=problems, prompts=prompts)
+    trial = Trial(problems=problems, prompts=prompts)
+    folders = Folders.of(out, trial)
+    hold_to_settings(folders)
     sources = {
         "calibration": first_lines(HERE / "calibration.jsonl", prompts, folders.data),
         "development": first_lines(HERE / "development.jsonl", problems, folders.data),
@@ -104,22 +107,55 @@ def run_test(
 
     Any of --problems, --prompts and --runs makes it a trial, which leaves test.jsonl alone.
     """
-    folders, trial = Folders(out), Trial(problems, prompts, runs)
+    trial = Trial(problems, prompts, runs)
+    folders = Folders.of(out, trial)
+    hold_to_settings(folders)
+    if not trial.is_one:
+        _check_chosen(folders)
     source = HERE / ("development.jsonl" if trial.is_one else "test.jsonl")
     asked = first_lines(source, problems, folders.data)
     write_calibrations(folders)
-    numbers = range(1, (runs or RUNS) + 1)
-    for k in numbers:
-        name = "calibration.jsonl" if k == 1 else f"calibration-{k}.jsonl"
-        _run(model, first_lines(folders.data / name, prompts, folders.data), asked, folders.run(training_seed, k), k)
-    print("\nreading the runs ...", file=sys.stderr)
-    used = model_settings()
-    made_with = (model_fingerprint(model), int(used["top_k"]), int(used["row_tokens"]))
-    read = [read_run(folders.run(training_seed, k), *made_with) for k in tqdm(numbers, unit="run")]
     lines = read_lines(asked)
+    read = []
+    for k in range(1, (runs or RUNS) + 1):
+        name = "calibration.jsonl" if k == 1 else f"calibration-{k}.jsonl"
+        given = first_lines(folders.data / name, prompts, folders.data)
+        folder = folders.run(training_seed, k)
+        _run(model, given, asked, folder, k)
+        expected = _expected(model, len(read_lines(given)), [str(line["id"]) for line in lines], k)
+        # After each run: what does not belong here is found before the next is sampled.
+        read.append(read_run(folder, expected))
     sets = Sets.of_problems([line["numbers"] for line in lines])  # type: ignore[misc]
     outcome = {**_made_with(model, trial), "training_seed": training_seed, **figures(read, sets)}
     _write(folders, f"seed-{training_seed}", outcome, model_tables([outcome]))
+
+
+def _check_chosen(folders: Folders) -> None:
+    """End with a message unless settings.json has what `settings` chose: test.jsonl is opened once."""
+    outcome = folders.results / "settings.json"
+    if not outcome.exists():
+        sys.exit(f"error: {outcome} is missing; run `study.py settings --out {folders.out}` first")
+    chosen = json.loads(outcome.read_text())["chosen"]
+    used = {name: model_settings()[name] for name in chosen}
+    if used != chosen:
+        sys.exit(
+            f"error: settings.json has {used}, and `settings` chose {chosen}; change it before test.jsonl is opened"
+        )
+
+
+def _expected(model: Path, num_prompts: int, problems: list[str], k: int) -> Expected:
+    used = model_settings()
+    recorded = {"model_fingerprint": model_fingerprint(model), "top_k": used["top_k"], "row_tokens": used["row_tokens"]}
+    return Expected(
+        weights={**recorded, "num_responses": SAMPLES * num_prompts},
+        candidates={
+            **recorded,
+            **{name: used[name] for name in ("temperature", "top_p", "max_tokens")},
+            "n": CANDIDATES,
+            "seed": candidate_seed(k),
+        },
+        problems=problems,
+    )
 
 
 def _run(model: Path, prompts: Path, problems: Path, folder: Path, k: int) -> None:
@@ -138,8 +174,9 @@ def _run(model: Path, prompts: Path, problems: Path, folder: Path, k: int) -> No
         nex_vllm(
             *("compare", model, "--problems", problems, "--weights", weights),
             *("--calibration", folder / "calibration", "-n", CANDIDATES, "--grader", f"{GRADER}:grade"),
-            *("--extract", "line:Answer:", "--seed", (100 + k) * CANDIDATE_SEEDS, *sampling_flags()),
-            *("--out", comparison),
+            *("--extract", "line:Answer:", "--seed", candidate_seed(k), *sampling_flags()),
+            # One measurement of the score's noise tells enough.
+            *("--out", comparison, *(() if k == 1 else ("--no-noise",))),
         )
     if not scores.exists():
         cut_last_leaf(model, comparison, cut, problems)
@@ -153,7 +190,7 @@ def cut_last_leaf(
     out: Annotated[Path, typer.Option(help="JSON lines to write, for `nex-vllm score`.")],
     problems: Annotated[Path, typer.Option(help="What was asked.")] = HERE / "test.jsonl",
 ) -> None:
-    """Write every candidate without the two lines of its last leaf, as `test` does."""
+    """Write every candidate without its last leaf and what follows it, as `test` does."""
     write_cut_responses(comparison, model, problems, out)
 
 
@@ -173,6 +210,8 @@ def write_table(
     for each in [*outcomes, *([] if chosen is None else [chosen])]:
         if each["trial"] is not None:
             sys.exit(f"error: {results} has the outcome of a trial ({each['trial']}), which belongs into no page")
+    if outcomes and outcomes[0]["training_seed"] != 1:
+        sys.exit(f"error: {results} has no seed-1.json, the shipped model's, which comes first on the page")
     before = page.read_text(encoding="utf-8")
     after = fill_page(before, chosen, outcomes)
     if check and after != before:

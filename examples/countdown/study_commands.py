@@ -16,9 +16,13 @@ GRADER = HERE / "problems.py"
 SAMPLES = CANDIDATES = 4
 RUNS = 5
 
-CANDIDATE_SEEDS = 10_000
-"""Response i of a run is sampled with ``--seed`` + i. Seeds 101, 102, ... would give two runs three of four candidates
-in common, so run k has (100 + k) times this: its candidates are its own."""
+
+def candidate_seed(k: int) -> int:
+    """Return the ``--seed`` of run k's candidates.
+
+    Response i is sampled with the seed + i. Seeds 101, 102, ... would give two runs three of four candidates in common.
+    """
+    return (100 + k) * 10_000
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the study keeps what it makes."""
+    """Where the study keeps what it makes; a trial in a folder of its own."""
 
     out: Path
+
+    @classmethod
+    def of(cls, out: Path, trial: Trial) -> Folders:
+        """Return the folders below the one that was given."""
+        return cls(out / f"trial-{str(trial).replace(', ', '-').replace(' ', '-')}" if trial.is_one else out)
 
     @property
     def data(self) -> Path:
@@ -72,6 +81,17 @@ def model_settings() -> dict[str, float]:
     """Return settings.json of the example."""
     settings: dict[str, float] = json.loads((HERE / "settings.json").read_text())
     return settings
+
+
+def hold_to_settings(folders: Folders) -> None:
+    """End with a message where the folder was begun with another sampling: caches do not tell how they were sampled."""
+    kept, used = folders.out / "sampled-with.json", {**model_settings()}
+    for name in ("top_k", "row_tokens"):
+        del used[name]  # what `settings` chooses; weights and caches know their own
+    if kept.exists() and json.loads(kept.read_text()) != used:
+        sys.exit(f"error: {folders.out} was begun with {kept.read_text()}, not {json.dumps(used)}; give a new --out")
+    folders.out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(used))
 
 
 def sampling_flags() -> list[str]:

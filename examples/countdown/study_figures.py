@@ -13,7 +13,6 @@ from study_statistics import Sets, mean_of_runs
 
 from nex_vllm.algorithm.selectors import SELECTORS
 from nex_vllm.evaluation.choices import finished_candidates
-from nex_vllm.storage import decode_diagnostics
 
 SELECTED = ("nex", "nex_worst", "shortest", "logprob", "majority_value", "majority", "oracle")
 """What is graded beside ``random``; ``majority`` is the one by text."""
@@ -41,7 +40,7 @@ def figures(runs: Sequence[Run], sets: Sets) -> dict[str, Any]:
             **_like_length(runs, scores, sets),
         },
         "without_last_leaf": _without_last_leaf(runs, random, right, sets),
-        "diagnostics": [decode_diagnostics(run.weights.meta.diagnostics or "{}", "weights").to_json() for run in runs],
+        "diagnostics": [run.comparison.diagnostics.to_json() for run in runs],
     }
 
 
@@ -67,10 +66,10 @@ def _one_run(run: Run, gain: Floats, sets: Sets) -> dict[str, Any]:
     table, scores = run.table, run.table.signals["score"]
     finished = finished_candidates(table)
     found = mean_of_runs(gain[:, None], sets)
-    interval = run.comparison.selectors["nex"]
+    nex = run.comparison.selectors["nex"]
     return {
         "nex_minus_random": {name: found[name] for name in ("value", "low", "high")},
-        "over_calibrations": {"low": interval.gain_low_calibration, "high": interval.gain_high_calibration},
+        "over_calibrations": {"low": nex.gain_low_calibration, "high": nex.gain_high_calibration},
         "num_candidates": len(table),
         "num_not_ended": int(sum(reason != "stop" for reason in table.finish_reason)),
         "num_unscored": int(np.isnan(scores).sum()),
@@ -100,13 +99,12 @@ def _same_candidates(runs: Sequence[Run], sets: Sets) -> dict[str, Any]:
 
 
 def _over_runs(runs: Sequence[Run], name: str) -> dict[str, Any]:
-    """Return a rank correlation that `compare` found: the mean over runs, and each with its interval over problems."""
+    """Return a rank correlation that `compare` found, over problems with right and wrong candidates."""
     found = [getattr(run.comparison.nex, name) for run in runs]
     known = [each.value for each in found if each.value is not None]
     return {
         "value": float(np.mean(known)) if known else None,
         "runs": [each.value for each in found],
-        "intervals": [[each.low, each.high] for each in found],
     }
 
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from study_cells import decimal, hundred, percent, points, share, spread, table
+
 from nex_vllm.evaluation.diagnostics import MEANINGS
 
 Outcome = dict[str, Any]
@@ -70,7 +72,7 @@ def settings_table(outcome: Outcome) -> str:
         f"{outcome['chance_agreement']:.2f}; admitted from {outcome['least_agreement']:.3f} on. {outcome['reason']}"
     )
     head = ("top_k, row_tokens", "halves agree", "admitted", "under two cycles", "")
-    return f"{_table(head, lines)}\n\n{told}"
+    return f"{table(head, lines)}\n\n{told}"
 
 
 def _verdict(outcomes: Sequence[Outcome]) -> str:
@@ -81,17 +83,12 @@ def _verdict(outcomes: Sequence[Outcome]) -> str:
     words = []
     if len(signs) > 1:
         words.append("The sign differs between training seeds.")
-    gain = f"NEX best of 4 minus random, training seed {first['training_seed']}: {_points(main)}."
+    gain = f"NEX best of 4 minus random, training seed {first['training_seed']}: {points(main)}."
     if main["low"] is None:
         return " ".join([*words, gain, "There is one set of numbers, so no interval."])
     if main["low"] > 0:
         words.append(f"Above chance. {gain}")
-        like = first["length"]["pairs_like"]
-        if like["low"] is None or like["low"] <= 0.5:
-            words.append(
-                "But not in pairs of like length: NEX has found the shorter ones, and `shortest` does that without a "
-                "calibration."
-            )
+        words += _of_like_length(first["length"]["pairs_like"])
         words.append(
             "This shows that the plumbing works, and what NEX rewards on a model of 3 million parameters whose grammar "
             "was designed so that success and failure share their words. It is no evidence for the claim about large "
@@ -99,10 +96,33 @@ def _verdict(outcomes: Sequence[Outcome]) -> str:
         )
     elif main["high"] < 0:
         best = max(("shortest", "logprob", "majority"), key=lambda name: first["accuracy"][name]["value"])
-        words.append(f"Below chance. {gain} Of the selectors without labels use `{best}` on this model.")
+        words.append(
+            f"Below chance. {gain} Of the selectors without labels `{best}` was right most often here, with "
+            f"{percent(first['accuracy'][best]['value'])}."
+        )
     else:
         words.append(f"No difference was found. {gain}")
+    if len(outcomes) > 1:
+        others = "; ".join(f"seed {each['training_seed']}: {points(each['minus_random']['nex'])}" for each in outcomes)
+        words.append(f"By training seed: {others}.")
     return " ".join(words)
+
+
+def _of_like_length(like: Outcome) -> list[str]:
+    """Say what is left of a gain among pairs of like length."""
+    if like["low"] is None:
+        return ["There are no pairs of like length to tell it from a preference for short responses."]
+    if like["low"] > 0.5:
+        return []
+    if like["high"] < 0.5:
+        return [
+            "But in pairs of like length the right one scores lower: NEX has found the shorter ones, and `shortest` "
+            "does that without a calibration."
+        ]
+    return [
+        f"But in pairs of like length no difference was found ({share(like)}): a preference for short responses "
+        "explains it, and `shortest` has that without a calibration."
+    ]
 
 
 def _shipped(outcomes: Sequence[Outcome]) -> str:
@@ -112,12 +132,12 @@ def _shipped(outcomes: Sequence[Outcome]) -> str:
     lines = [
         (
             NAMES[name],
-            _percent(first["accuracy"][name]["value"]),
-            "" if name == "random" else _points(first["minus_random"][name]),
+            percent(first["accuracy"][name]["value"]),
+            "" if name == "random" else points(first["minus_random"][name]),
         )
         for name in order
     ]
-    return _table(("choice among the same 4", "right", "minus random, points (95 % interval)"), lines)
+    return table(("choice among the same 4", "right", "minus random, points (95 % interval)"), lines)
 
 
 def _accuracies(outcomes: Sequence[Outcome]) -> str:
@@ -125,27 +145,26 @@ def _accuracies(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         for name, title in NAMES.items():
             found = outcome["accuracy"][name]
-            gain = "" if name == "random" else _points(outcome["minus_random"][name])
-            runs = ", ".join(_percent(each) for each in found["runs"])
-            lines.append((str(outcome["training_seed"]), title, _percent(found["value"]), gain, runs))
+            gain = "" if name == "random" else points(outcome["minus_random"][name])
+            runs = ", ".join(percent(each) for each in found["runs"])
+            lines.append((str(outcome["training_seed"]), title, percent(found["value"]), gain, runs))
     head = ("training seed", "choice", "right, mean of runs", "minus random (95 %)", "each run")
     first = outcomes[0]
     told = f"{first['num_problems']} problems, {first['num_sets']} sets of numbers, {len(first['each_run'])} runs."
-    return f"{_table(head, lines)}\n\n{told}"
+    return f"{table(head, lines)}\n\n{told}"
 
 
 def _main_number(outcomes: Sequence[Outcome]) -> str:
     lines = []
     for outcome in outcomes:
         main = outcome["minus_random"]["nex"]
-        spread = "-" if main["standard_deviation"] is None else f"{100 * main['standard_deviation']:.1f}"
         lines.append(
             (
                 str(outcome["training_seed"]),
-                _points(main),
-                _range(main["runs"]),
-                spread,
-                *(_points(outcome["nex_minus"][name]) for name in ("shortest", "logprob")),
+                points(main),
+                spread(main["runs"]),
+                hundred(main["standard_deviation"]),
+                *(points(outcome["nex_minus"][name]) for name in ("shortest", "logprob")),
             )
         )
     head = (
@@ -156,7 +175,7 @@ def _main_number(outcomes: Sequence[Outcome]) -> str:
         "minus shortest",
         "minus log-prob.",
     )
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def _sources(outcomes: Sequence[Outcome]) -> str:
@@ -168,17 +187,17 @@ def _sources(outcomes: Sequence[Outcome]) -> str:
         lines.append(
             (
                 str(outcome["training_seed"]),
-                "; ".join(_points(each["nex_minus_random"]) for each in outcome["each_run"]),
-                f"{_range(again['runs'])}; sd {_hundred(again['standard_deviation'])}",
-                f"{_decimal(same['same_choice'])} (chance {same['chance']:.2f})",
-                *(_decimal(length[name]["value"]) for name in _CORRELATIONS),
+                "; ".join(points(each["nex_minus_random"]) for each in outcome["each_run"]),
+                f"{spread(again['runs'])}; sd {hundred(again['standard_deviation'])}",
+                f"{decimal(same['same_choice'])} (chance {same['chance']:.2f})",
+                *(decimal(length[name]["value"]) for name in _CORRELATIONS),
             )
         )
     head = (
         *("training seed", "grading: each run, its weights held fixed", "calibration: same candidates, all weights"),
         *("same choice", "rank correlation with length", "with being right", "given length"),
     )
-    return _table(head, lines)
+    return table(head, lines)
 
 
 _CORRELATIONS = ("length_correlation", "correlation", "partial_correlation")
@@ -195,16 +214,16 @@ def _length_lines(parts: Sequence[tuple[str, Outcome]]) -> str:
         lines.append(
             (
                 name,
-                *(_share(part[each]) for each in ("pairs_like", "pairs_like_and_long")),
-                *(_percent(among[each]["value"]) for each in ("nex", "random", "shortest")),
-                *(_points(among[f"nex_minus_{each}"]) for each in ("random", "shortest")),
+                *(share(part[each]) for each in ("pairs_like", "pairs_like_and_long")),
+                *(percent(among[each]["value"]) for each in ("nex", "random", "shortest")),
+                *(points(among[f"nex_minus_{each}"]) for each in ("random", "shortest")),
             )
         )
     head = (
         *("training seed", "right one higher, lengths within 20 %", "and both of 200 tokens or more"),
         *("among those of 200 or more: NEX", "random", "shortest", "NEX minus random", "NEX minus shortest"),
     )
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def _ending(outcomes: Sequence[Outcome]) -> str:
@@ -214,10 +233,10 @@ def _ending(outcomes: Sequence[Outcome]) -> str:
         lines.append(
             (
                 str(outcome["training_seed"]),
-                _percent(cut["accuracy"]["value"]),
-                _points(cut["minus_random"]),
-                _range(cut["minus_random"]["runs"]),
-                *(_points(cut[f"minus_{each}"]) for each in ("whole", "shortest", "logprob")),
+                percent(cut["accuracy"]["value"]),
+                points(cut["minus_random"]),
+                f"{spread(cut['minus_random']['runs'])}; sd {hundred(cut['minus_random']['standard_deviation'])}",
+                *(points(cut[f"minus_{each}"]) for each in ("whole", "shortest", "logprob")),
             )
         )
     head = (
@@ -225,7 +244,7 @@ def _ending(outcomes: Sequence[Outcome]) -> str:
         *("minus shortest", "minus log-prob."),
     )
     parts = [(str(outcome["training_seed"]), outcome["without_last_leaf"]) for outcome in outcomes]
-    return f"{_table(head, lines)}\n\n{_length_lines(parts)}"
+    return f"{table(head, lines)}\n\n{_length_lines(parts)}"
 
 
 def _counts(outcomes: Sequence[Outcome]) -> str:
@@ -241,20 +260,20 @@ def _counts(outcomes: Sequence[Outcome]) -> str:
         (str(outcome["training_seed"]), *(", ".join(str(run[name]) for run in outcome["each_run"]) for name in names))
         for outcome in outcomes
     ]
-    return _table(("training seed (each run)", *names.values()), lines)
+    return table(("training seed (each run)", *names.values()), lines)
 
 
 def _diagnostics(outcomes: Sequence[Outcome]) -> str:
-    names = [name for name in MEANINGS if name != "score_noise"]
+    names = list(MEANINGS)
     lines, warnings = [], []
     for outcome in outcomes:
         for k, each in enumerate(outcome["diagnostics"], start=1):
-            digits = {"score_spread": 6}
-            cells = ("-" if each[name] is None else f"{each[name]:.{digits.get(name, 3)}f}" for name in names)
+            small = {"score_spread", "score_noise"}
+            cells = ("-" if each[name] is None else f"{each[name]:.{6 if name in small else 3}f}" for name in names)
             lines.append((f"{outcome['training_seed']}, {k}", *cells, str(len(each["warnings"]))))
             warnings += [f"- seed {outcome['training_seed']}, run {k}: {warning}" for warning in each["warnings"]]
-    table = _table(("training seed, run", *(f"`{name}`" for name in names), "warnings"), lines)
-    return "\n\n".join([table, *(["\n".join(warnings)] if warnings else [])])
+    lines_of_all = table(("training seed, run", *(f"`{name}`" for name in names), "warnings"), lines)
+    return "\n\n".join([lines_of_all, *(["\n".join(warnings)] if warnings else [])])
 
 
 TABLES: dict[str, Callable[[Sequence[Outcome]], str]] = {
@@ -269,40 +288,3 @@ TABLES: dict[str, Callable[[Sequence[Outcome]], str]] = {
     "diagnostics": _diagnostics,
 }
 """By the name of a place, what goes there; the first outcome is the shipped model's."""
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _hundred(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _points(found: Outcome) -> str:
-    """Return a difference in percentage points with its interval."""
-    if found["value"] is None:
-        return "-"
-    interval = "" if found["low"] is None else f" ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
-    return f"{100 * found['value']:+.1f}{interval}"
-
-
-def _range(runs: Sequence[float | None]) -> str:
-    known = [100 * each for each in runs if each is not None]
-    return f"{min(known):+.1f} to {max(known):+.1f}" if known else "-"
-
-
-def _share(found: Outcome) -> str:
-    """Return a share of pairs with its interval and their number."""
-    if found["value"] is None:
-        return f"- ({found['num_pairs']} pairs)"
-    interval = "" if found["low"] is None else f", {found['low']:.2f} to {found['high']:.2f}"
-    return f"{found['value']:.2f} ({found['num_pairs']} pairs{interval})"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from nex_vllm.evaluation.choices import finished_candidates, select_rows
 from nex_vllm.evaluation.sums import add_up_rows
 from nex_vllm.storage import CacheReader, CandidateTable, WeightsFile, load_weights, read_candidates
 from nex_vllm.storage.comparison_file import Comparison, read_comparison
+from nex_vllm.storage.weights import weights_digest
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -30,6 +32,15 @@ LEAF = "so"
 """The word that begins the two lines of a leaf; it stands nowhere else."""
 
 LOWEST = replace(SELECTORS["nex"], prefers="low")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How a run came about: what its weights and its candidates say of themselves, and the problems asked."""
+
+    weights: dict[str, Any]
+    candidates: dict[str, Any]
+    problems: list[str]
 
 
 @dataclass(frozen=True)
@@ -75,12 +86,12 @@ class Run:
                 )
                 for row in range(group.start, group.stop)
             ]
-            received[group] = [np.nan if vote is None else vote for vote in votes(traces, lambda _: 1.0)]
+            received[group] = [np.nan if vote is None else vote for vote in votes(traces, [1.0] * len(traces))]
         return select_rows(SELECTORS["majority"], received, finished_candidates(self.table), self.table)
 
 
 def write_cut_responses(comparison: Path, model: Path, problems: Path, out: Path) -> None:
-    """Write every candidate without the two lines of its last leaf, for `nex-vllm score`."""
+    """Write every candidate without its last leaf and what follows it, for `nex-vllm score`."""
     table = read_candidates(comparison / "candidates.parquet")
     leaf = Tokenizer.from_file(str(model / "tokenizer.json")).token_to_id(LEAF)
     prompt_of = {line["id"]: line["prompt"] for line in read_lines(problems)}
@@ -88,13 +99,17 @@ def write_cut_responses(comparison: Path, model: Path, problems: Path, out: Path
         for problem, group in zip(table.problems, table.groups, strict=True):
             for k, row in enumerate(range(group.start, group.stop)):
                 tokens = table.token_ids[row].tolist()
+                kept = without_last_leaf(tokens, leaf)
                 line = {
                     "id": f"{problem}-{k}",
                     "prompt": prompt_of[problem],
-                    "response_token_ids": without_last_leaf(tokens, leaf),
+                    "response_token_ids": kept,
                     "has_leaf": leaf in tokens,
+                    "weights_digest": table.meta["weights_digest"],
                 }
-                handle.write(json.dumps(line) + "\n")
+                # Where nothing is left there is nothing to score.
+                if kept:
+                    handle.write(json.dumps(line) + "\n")
 
 
 def without_last_leaf(tokens: Sequence[int], leaf: int) -> list[int]:
@@ -103,40 +118,44 @@ def without_last_leaf(tokens: Sequence[int], leaf: int) -> list[int]:
     return list(tokens[: starts[-1]] if starts else tokens)
 
 
-def read_run(folder: Path, fingerprint: str, top_k: int, row_tokens: int) -> Run:
-    """Read what the commands have left; end with a message where it is of another model or other settings."""
+def read_run(folder: Path, expected: Expected) -> Run:
+    """Read what the commands have left; end with a message where it came about in another way than expected."""
     table = read_candidates(folder / "comparison" / "candidates.parquet")
     weights = load_weights(folder / "weights.safetensors")
-    names, expected = ("model_fingerprint", "top_k", "row_tokens"), (fingerprint, top_k, row_tokens)
-    for what, found in (
-        ("weights", tuple(getattr(weights.meta, name) for name in names)),
-        ("candidates", tuple(table.meta.get(name) for name in names)),
+    comparison = read_comparison(folder / "comparison" / "comparison.json")
+    cut = {str(line["id"]): line for line in read_lines(folder / "cut-scores.jsonl")}
+    ids = candidate_ids(table)
+    digest = weights_digest(weights)
+    for what, found, wanted in (
+        ("weights", {name: getattr(weights.meta, name) for name in expected.weights}, expected.weights),
+        ("candidates", {name: table.meta.get(name) for name in expected.candidates}, expected.candidates),
+        ("scores of the candidates", table.meta.get("weights_digest"), digest),
+        ("scores without the last leaf", {line["weights_digest"] for line in cut.values()}, {digest}),
+        ("problems", table.problems, expected.problems),
+        ("candidates without the last leaf", sorted(cut.keys() - set(ids)), []),
     ):
-        if found != expected:
-            sys.exit(f"error: the {what} in {folder} are of {found}, expected {expected}, {names}; give a new --out")
-    lines = read_lines(folder / "cut-scores.jsonl")
-    if len(lines) != len(table):
-        sys.exit(f"error: {folder / 'cut-scores.jsonl'} has {len(lines)} lines for {len(table)} candidates; delete it")
-    scores = [line["nex"]["score"] for line in lines]
+        if found != wanted:
+            sys.exit(f"error: the {what} in {folder} are of {found}, not of {wanted}; give a new --out")
+    scores = [cut[name]["nex"]["score"] if name in cut else None for name in ids]  # type: ignore[index]
     return Run(
         folder=folder,
         weights=weights,
         table=table,
-        comparison=read_comparison(folder / "comparison" / "comparison.json"),
+        comparison=comparison,
         cut_scores=np.array([np.nan if score is None else score for score in scores], dtype=np.float64),
-        num_without_leaf=sum(not line["has_leaf"] for line in lines),
+        num_without_leaf=sum(not line["has_leaf"] for line in cut.values()),
     )
+
+
+def candidate_ids(table: CandidateTable) -> list[str]:
+    """Return what each candidate is called in caches and files, [C]."""
+    return [f"{problem}-{k}" for problem, n in zip(table.problems, table.counts, strict=True) for k in range(n)]
 
 
 def score_with(run: Run, several: Sequence[WeightsFile]) -> list[Floats]:
     """Score a run's candidates with several weights files, [C] each, from the rows that `compare` recorded."""
-    ids = [
-        f"{problem}-{k}"
-        for problem, count in zip(run.table.problems, run.table.counts, strict=True)
-        for k in range(count)
-    ]
-    row_of = {name: row for row, name in enumerate(ids)}
-    scores = [np.full(len(ids), np.nan) for _ in several]
+    row_of = {name: row for row, name in enumerate(candidate_ids(run.table))}
+    scores = [np.full(len(row_of), np.nan) for _ in several]
     scratch = KeyScratch()
     for rows in CacheReader(run.folder / "comparison" / "cache").rows():
         scratch.reserve(key_space(rows))

@@ -12,10 +12,10 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nex_vllm.algorithm.judgement import judge_response
 from nex_vllm.algorithm.rows import ResponseRows
-from nex_vllm.algorithm.scores import best_candidate
 from nex_vllm.evaluation.derivation import derive_rows
 from nex_vllm.evaluation.evidence import gather_evidence, prompt_ids
 from nex_vllm.evaluation.sums import sum_candidates
@@ -90,6 +90,17 @@ def choose(grid: Sequence[Setting]) -> tuple[tuple[int, int], str]:
     return (best.top_k, best.row_tokens), f"{len(admitted)} of {len(grid)} are admitted{beside}."
 
 
+def highest_of(scores: npt.NDArray[np.float64]) -> set[int]:
+    """Return the candidates that share the highest score; all of them where none has a score."""
+    known = scores[~np.isnan(scores)]
+    return set(np.flatnonzero(scores == known.max()).tolist()) if len(known) else set(range(len(scores)))
+
+
+def same_draw(one: set[int], other: set[int]) -> float:
+    """Return how often a draw from each gives the same: two halves that tell nothing agree no more than by chance."""
+    return len(one & other) / (len(one) * len(other))
+
+
 def _measure(
     calibration: CacheReader, development: CacheReader, problems: list[list[str]], top_k: int, row_tokens: int
 ) -> tuple[float, float]:
@@ -101,10 +112,10 @@ def _measure(
     responses = list(derived(development))
     sums = sum_candidates(responses, learned.evidence.keys)
     row_of = {response: row for row, response in enumerate(sums.responses)}
-    chosen = []
+    highest = []
     for part in (half, ~half):
         scores = sums.scores(learned.evidence.weights(part))
-        chosen.append([best_candidate([float(scores[row_of[name]]) for name in names]) for names in problems])
-    agreement = float(np.mean([one == other for one, other in zip(*chosen, strict=True)]))
+        highest.append([highest_of(scores[[row_of[name] for name in names]]) for names in problems])
+    agreement = float(np.mean([same_draw(one, other) for one, other in zip(*highest, strict=True)]))
     under_two = float(np.mean([len(judge_response(rows).cycles) < 2 for rows in responses]))
     return agreement, under_two

@@ -39,7 +39,7 @@ class Sets:
         return sums
 
 
-def mean_of_runs(top: Floats, sets: Sets, bottom: Floats | None = None, *, seed: int = 0) -> dict[str, Any]:
+def mean_of_runs(top: Floats, sets: Sets, bottom: Floats | None = None) -> dict[str, Any]:
     """Return the mean over runs of ``sum(top) / sum(bottom)``, each run's, and what they spread by.
 
     Sets of numbers are drawn with replacement, all problems of a set and all runs of a problem together, 10,000 times;
@@ -49,19 +49,18 @@ def mean_of_runs(top: Floats, sets: Sets, bottom: Floats | None = None, *, seed:
         top: [P, R], of each problem in each run, such as 1 where a choice was right.
         sets: of the P problems.
         bottom: what it is a share of; by default 1 for each problem, which makes it a mean over problems.
-        seed: of the draws.
 
     Returns:
-        ``value``, ``low``, ``high``, ``runs`` [R], ``standard_deviation`` of the runs (None for one run); None for what
-        is not defined, such as a share of no pairs.
+        ``value``, ``low``, ``high``, ``runs`` [R], ``standard_deviation`` of the runs (None for one run). What is not
+        defined, such as a share of no pairs, is None, and so is everything about all runs where one run has none.
     """
     bottom = np.ones_like(top) if bottom is None else bottom
     num_runs = top.shape[1]
     sums = sets.add_up(np.hstack([top, bottom]))
     runs = _ratio(sums.sum(axis=0, keepdims=True), num_runs)[0]
     interval = None
-    if sets.num > 1:
-        interval = percentile_interval(_ratio(resampled_sums(sums, seed=seed), num_runs).mean(axis=1))
+    if sets.num > 1 and np.isfinite(runs).all():
+        interval = percentile_interval(_ratio(resampled_sums(sums, seed=0), num_runs).mean(axis=1))
     return {
         "value": _known(float(runs.mean())),
         "low": None if interval is None else interval.low,

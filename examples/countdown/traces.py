@@ -40,7 +40,7 @@ PATIENCE = (270, 390)
 """Words after which a solution looks no further, drawn for each between these."""
 
 LINGER = (0, 1)
-"""Words for which it still looks on once it has reached the target, one of these for each solution: 1 is a leaf more."""
+"""Words for which it still looks on once it has reached the target, one of these for each solution; 1 is one leaf."""
 
 NEW_PLAN = 0.3
 """How often a new start changes the plan."""

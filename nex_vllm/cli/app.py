@@ -321,13 +321,13 @@ def report(
     epilog="\b\nExamples:\n  nex-vllm demo\n  nex-vllm demo --problems 200 --out demo-output",
 )
 def demo(
-    problems: Annotated[int, typer.Option(min=1, metavar="N", help="Test problems to choose answers for.")] = 40,
+    problems: Annotated[int, typer.Option(min=1, metavar="N", help="Problems to choose answers for.")] = 40,
     out: options.DemoOut = None,
     verbose: options.Verbose = False,
 ) -> None:
     """Try it: calibrate a small shipped model, then choose among four answers to problems it has not seen.
 
-    Runs from a source checkout, without a GPU, in a few minutes.
+    Runs from a source checkout, without a GPU, in about two minutes.
     """
     from nex_vllm.cli import demo as demonstration
 

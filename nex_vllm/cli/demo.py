@@ -30,7 +30,7 @@ SHOWN = 3
 # Compiling takes longer than these few steps.
 ENGINE = ("--", "--enforce-eager")
 
-_NEEDED = ("model/config.json", "calibration.jsonl", "test.jsonl", "settings.json", "problems.py")
+_NEEDED = ("model/config.json", "calibration.jsonl", "development.jsonl", "settings.json", "problems.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Example:
     Attributes:
         folder: where it is.
         settings: sampling and recording settings that suit its model.
-        problems: the test problems, as JSON lines.
+        problems: of development.jsonl, as JSON lines; test.jsonl is for the study alone.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class Example:
                 f"the demo needs the model and problems of the source checkout, but {folder / missing[0]} is missing; "
                 "clone the repository and run `pip install -e .` in it"
             )
-        lines = (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / "development.jsonl").read_text(encoding="utf-8").splitlines()
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         return cls(folder, settings, [line for line in lines if line.strip()])
 
@@ -123,7 +123,7 @@ def _run(example: Example, num_problems: int, out: Path, verbose: bool) -> None:
         *("compare", str(model), "--problems", str(asked)),
         *("--weights", str(weights), "--out", str(comparison)),
         *("-n", str(CANDIDATES), "--grader", f"{example.folder / 'problems.py'}:grade"),
-        *("--extract", "line:Answer:", "--selectors", ",".join(COMPARED), *sampling, *ENGINE),
+        *("--extract", "line:Answer:", "--selectors", ",".join(COMPARED), "--no-noise", *sampling, *ENGINE),
         quiet=True,
     )
     show_problems(read_candidates(comparison / "candidates.parquet"), [json.loads(line) for line in problems[:SHOWN]])

@@ -67,9 +67,12 @@ def conclude(results: Mapping[str, SelectorResult], num_problems: int, diagnosti
         instead = f"{best} (right in {100 * (results[best].accuracy or 0.0):.1f} %)"
         return (
             f"On this model NEX chooses worse than chance ({found}, over {num_problems} problems); "
-            f"{_said_beforehand(diagnostics)}, and of the selectors without labels {instead} is the one to use."
+            f"{_said_beforehand(diagnostics)}; of the selectors without labels {instead} was right most often here."
         )
-    return f"No difference between NEX's choice and a random one was found over {num_problems} problems ({found})."
+    return (
+        f"No difference between NEX's choice and a random one was found over {num_problems} problems ({found}); "
+        "docs/study.md has what 500 problems told."
+    )
 
 
 def _said_beforehand(diagnostics: Diagnostics | None) -> str:
@@ -78,7 +81,9 @@ def _said_beforehand(diagnostics: Diagnostics | None) -> str:
         for name in MEANINGS
         if diagnostics is not None and any(warning.startswith(f"{name} is ") for warning in diagnostics.warnings)
     ]
-    return f"the diagnostics had warned of it ({', '.join(warned)})" if warned else "no diagnostic had warned of it"
+    return (
+        f"the calibration had warned: {', '.join(warned)}" if warned else "no diagnostic of the calibration had warned"
+    )
 
 
 def _last_line(text: str) -> str:

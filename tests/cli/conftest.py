@@ -93,14 +93,10 @@ def nex_vllm() -> Command:
 
 @pytest.fixture(scope="session")
 def example(countdown: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the Countdown example, shortened: training may replace the original at any time.
-
-    Its problems are those of development: the test problems are for the study alone.
-    """
+    """Return a copy of the Countdown example, shortened: training may replace the original at any time."""
     copy = tmp_path_factory.mktemp("example") / "countdown"
     shutil.copytree(countdown, copy, ignore=shutil.ignore_patterns("*.py[co]", "__pycache__"))
     write_lines(copy / "calibration.jsonl", read_lines(copy / "calibration.jsonl")[:NUM_CALIBRATION])
-    shutil.copy(copy / "development.jsonl", copy / "test.jsonl")
     settings = json.loads((copy / "settings.json").read_text())
     (copy / "settings.json").write_text(json.dumps({**settings, "max_tokens": 320}))
     return copy

@@ -31,19 +31,19 @@ def test_above_chance_it_is_said_with_the_interval() -> None:
 def test_below_chance_it_is_said_with_what_had_warned_and_which_selector_to_use() -> None:
     sentence = said(-0.18, -0.02)
     assert sentence.startswith("On this model NEX chooses worse than chance (-10.0 points")
-    assert "the diagnostics had warned of it (score_length_correlation +0.800)" in sentence
-    assert "of the selectors without labels majority (right in 60.0 %) is the one to use" in sentence
+    assert "the calibration had warned: score_length_correlation +0.800; of the selectors" in sentence
+    assert "of the selectors without labels majority (right in 60.0 %) was right most often here" in sentence
 
 
 @pytest.mark.parametrize("diagnostics", [None, Diagnostics(score_length_correlation=-0.3)])
 def test_below_chance_without_a_warning_that_is_said(diagnostics: Diagnostics | None) -> None:
-    assert "no diagnostic had warned of it" in said(-0.18, -0.02, diagnostics)
+    assert "no diagnostic of the calibration had warned; of" in said(-0.18, -0.02, diagnostics)
 
 
 def test_across_chance_no_difference_was_found() -> None:
     assert said(-0.02, 0.18) == (
         "No difference between NEX's choice and a random one was found over 40 problems (+10.0 points, 95 % interval "
-        "-2.0 to +18.0)."
+        "-2.0 to +18.0); docs/study.md has what 500 problems told."
     )
 
 

@@ -11,11 +11,21 @@ import numpy as np
 import pytest
 import study
 import study_page
-from study_commands import CANDIDATE_SEEDS, CANDIDATES, RUNS
+from study_commands import CANDIDATES, RUNS, Folders, Trial, candidate_seed
 from study_figures import figures
 from study_page import NOT_YET, TABLES, fill_page, model_tables, settings_table
-from study_runs import LEAF, Run, without_last_leaf
-from study_settings import DEFAULT, ROW_TOKENS, TOP_K, Setting, choose, least_agreement, measure_settings
+from study_runs import LEAF, Run, score_with, without_last_leaf
+from study_settings import (
+    DEFAULT,
+    ROW_TOKENS,
+    TOP_K,
+    Setting,
+    choose,
+    highest_of,
+    least_agreement,
+    measure_settings,
+    same_draw,
+)
 from study_statistics import Sets, mean_of_runs
 from tokenizer import END, build_tokenizer
 from traces import problem_stream, worked_solution
@@ -57,13 +67,22 @@ def test_settings_are_chosen_by_the_protocols_rule(
     assert choose(grid(**under_two))[0] == expected, claim
 
 
-def test_admission_of_200_problems_starts_at_the_protocols_0_31() -> None:
+def test_admission_of_200_problems_starts_where_the_protocol_says() -> None:
     assert least_agreement(0.25, 200) == pytest.approx(0.311, abs=5e-4)
+
+
+def test_halves_that_tell_nothing_agree_by_chance() -> None:
+    nothing = highest_of(np.ones(4))
+    assert nothing == highest_of(np.full(4, np.nan)) == {0, 1, 2, 3}
+    assert same_draw(nothing, nothing) == same_draw(nothing, {2}) == 0.25
+    assert highest_of(np.array([0.5, np.nan, 0.7, 0.7])) == {2, 3}
+    assert same_draw({2, 3}, {2}) == 0.5
+    assert (same_draw({1}, {1}), same_draw({1}, {2})) == (1.0, 0.0)
 
 
 def test_runs_share_no_candidate_and_a_seed_belongs_to_one_response() -> None:
     """`record` gives response i of a run the seed + i."""
-    seeds = [(100 + k) * CANDIDATE_SEEDS + i for k in range(1, RUNS + 1) for i in range(500 * CANDIDATES)]
+    seeds = [candidate_seed(k) + i for k in range(1, RUNS + 1) for i in range(500 * CANDIDATES)]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -128,10 +147,15 @@ def make_run(folder: Path, k: int) -> Run:
         votes=rng.integers(1, 4, size=(P, N)).astype(float).tolist(),
     )
     table.text[:] = [answer for group in answers for answer in group]
-    comparison, table = compare(table, ["nex", "shortest", "logprob", "majority", "random", "oracle"])
+    names = ["nex", "shortest", "logprob", "majority", "random", "oracle"]
+    comparison, table = compare(table, names, diagnostics=diagnose(calibration))
     return Run(
         folder, WeightsFile(weights.keys, weights.weights, meta), table, comparison, scores + 0.1 * rng.random(P * N), 0
     )
+
+
+def _rows(group: slice) -> range:
+    return range(group.start, group.stop)
 
 
 SETS = Sets.of_problems([[p // 2] for p in range(P)])
@@ -151,7 +175,11 @@ def test_figures_are_those_that_compare_gives_for_each_run(runs: list[Run]) -> N
     # The first run's own weights choose among its rows as `compare` did.
     same = found["same_candidates"]
     assert same["nex_minus_random"]["runs"][0] == pytest.approx(found["minus_random"]["nex"]["runs"][0])
-    assert 0 <= same["same_choice"] <= 1
+    own, others = (
+        [max(group, key=lambda row: (scores[row], -row)) for group in map(_rows, runs[0].table.groups)]
+        for scores in score_with(runs[0], [run.weights for run in runs])
+    )
+    assert same["same_choice"] == np.mean([one == other for one, other in zip(own, others, strict=True)])
     assert found["diagnostics"][0]["num_prompts"] == 3
     json.dumps(found, allow_nan=False)
 
@@ -165,11 +193,6 @@ def test_majority_by_value_counts_equal_values_however_they_are_written() -> Non
 
 def test_pairs_of_like_length_and_the_choice_among_long_candidates_by_hand() -> None:
     """Problem 0: the right one (250) is within 20 % of 210 (0.84) and not of 190 (0.76); it loses to the one of 210."""
-    table = table_of(
-        [[True, False, False, False], [True, False, True, False]],
-        num_tokens=[[250, 210, 190, 100], [100, 120, 90, 400]],
-        score=[[0.5, 0.6, 0.9, 0.1], [0.9, 0.5, 0.5, 0.8]],
-    )
     comparison, table = compare(
         table_of(
             [[True, False, False, False], [True, False, True, False]],
@@ -209,22 +232,24 @@ def test_page_is_filled_place_by_place_and_says_what_is_not_measured(runs: list[
 
 
 @pytest.mark.parametrize(
-    ("gain", "seeds", "like_low", "words"),
+    ("gain", "seeds", "like", "words"),
     [
         (
             (0.05, 0.02, 0.08),
             (1,),
-            0.55,
+            (0.55, 0.7),
             "Above chance. NEX best of 4 minus random, training seed 1: +5.0 (+2.0 to +8.0)",
         ),
-        ((0.05, 0.02, 0.08), (1,), 0.45, "But not in pairs of like length"),
-        ((-0.05, -0.08, -0.02), (1,), 0.5, "use `logprob` on this model"),
-        ((0.05, -0.02, 0.08), (1,), 0.5, "No difference was found."),
-        ((0.05, 0.02, 0.08), (1, -1), 0.55, "The sign differs between training seeds. Above chance."),
+        ((0.05, 0.02, 0.08), (1,), (0.45, 0.55), "in pairs of like length no difference was found"),
+        ((0.05, 0.02, 0.08), (1,), (0.4, 0.45), "in pairs of like length the right one scores lower"),
+        ((0.05, 0.02, 0.08), (1,), (None, None), "no pairs of like length"),
+        ((-0.05, -0.08, -0.02), (1,), (0.5, 0.6), "`logprob` was right most often here, with 60.0 %"),
+        ((0.05, -0.02, 0.08), (1,), (0.5, 0.6), "No difference was found."),
+        ((0.05, 0.02, 0.08), (1, -1), (0.55, 0.6), "The sign differs between training seeds. Above chance."),
     ],
 )
 def test_what_is_said_is_what_the_protocol_says(
-    gain: tuple[float, float, float], seeds: tuple[int, ...], like_low: float, words: str
+    gain: tuple[float, float, float], seeds: tuple[int, ...], like: tuple[float | None, float | None], words: str
 ) -> None:
     accuracy = {name: {"value": value} for name, value in (("shortest", 0.4), ("logprob", 0.6), ("majority", 0.5))}
     outcomes = [
@@ -232,7 +257,7 @@ def test_what_is_said_is_what_the_protocol_says(
             "training_seed": number,
             "accuracy": accuracy,
             "minus_random": {"nex": dict(zip(("value", "low", "high"), [sign * each for each in gain], strict=True))},
-            "length": {"pairs_like": {"low": like_low}},
+            "length": {"pairs_like": {"value": 0.5, "low": like[0], "high": like[1], "num_pairs": 9}},
         }
         for number, sign in enumerate(seeds, start=1)
     ]
@@ -273,3 +298,26 @@ def test_table_refuses_the_outcome_of_a_trial(tmp_path: Path) -> None:
     (tmp_path / "seed-1.json").write_text(json.dumps({"trial": "8 problems"}))
     with pytest.raises(SystemExit, match="the outcome of a trial"):
         study.write_table(tmp_path, tmp_path / "page.md")
+
+
+def test_test_split_stays_closed_until_the_chosen_settings_are_in_place(tmp_path: Path) -> None:
+    """Found before anything is run: there is no model at all."""
+    model = tmp_path / "model"
+    with pytest.raises(SystemExit, match=r"settings\.json is missing; run `study\.py settings"):
+        study.run_test(model, 1, tmp_path / "out")
+    results = tmp_path / "out" / "results"
+    results.mkdir()
+    (results / "settings.json").write_text(json.dumps({"chosen": {"top_k": 25, "row_tokens": 8}}))
+    with pytest.raises(SystemExit, match=r"`settings` chose \{'top_k': 25, 'row_tokens': 8\}; change it"):
+        study.run_test(model, 1, tmp_path / "out")
+
+
+def test_folder_that_was_begun_with_another_sampling_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sampled-with.json").write_text(json.dumps({"temperature": 1.0}))
+    with pytest.raises(SystemExit, match="was begun with"):
+        study.run_test(tmp_path / "model", 1, tmp_path)
+
+
+def test_trial_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert Folders.of(tmp_path, Trial()).out == tmp_path
+    assert Folders.of(tmp_path, Trial(problems=8, runs=2)).out == tmp_path / "trial-8-problems-2-runs"
