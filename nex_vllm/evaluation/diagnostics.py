@@ -17,8 +17,8 @@ from nex_vllm.storage import Diagnostics
 __all__ = ["MEANINGS", "Diagnostics", "diagnose", "measure_noise", "with_noise"]
 
 MEANINGS: Mapping[str, str] = {
-    "score_length_correlation": "within a prompt, rank correlation of score and number of tokens: above 0, longer "
-    "responses score higher, which the paper does not expect",
+    "score_length_correlation": "within a prompt, rank correlation of score and number of tokens (those that count): "
+    "above 0, longer responses score higher, which the paper does not expect",
     "split_half_agreement": "how often the weights of two halves of the prompts choose the same response",
     "chance_agreement": "how often two random choices would be the same",
     "share_under_two_cycles": "share of responses with fewer than two cycles, which give no evidence",
