@@ -2,7 +2,7 @@
 
     python examples/countdown/study.py settings --model M --out DIR                     # chooses top_k and row_tokens
     python examples/countdown/study.py test --model M --training-seed 1 --out DIR       # five runs of one model
-    python examples/countdown/study.py table --results DIR/results                      # fills docs/study.md
+    python examples/countdown/study.py table --results DIR/results                      # fills the pages' tables
 
 Every step goes on from where it was stopped, and prints each command that it runs as one can paste it.
 """
@@ -41,7 +41,7 @@ from tqdm import tqdm
 from nex_vllm import __version__
 from nex_vllm.storage import CacheReader, model_fingerprint
 
-PAGE = HERE.parents[1] / "docs" / "study.md"
+PAGES = (HERE.parents[1] / "docs" / "study.md", HERE.parents[1] / "README.md")
 
 app = typer.Typer(
     help="Does NEX choose well on the Countdown model? PROTOCOL.md, run with the project's own commands. Every step "
@@ -194,13 +194,13 @@ def cut_last_leaf(
     write_cut_responses(comparison, model, problems, out)
 
 
-@app.command("table", short_help="Fill the page's tables.")
+@app.command("table", short_help="Fill the pages' tables.")
 def write_table(
     results: Annotated[Path, typer.Option(help="Folder with settings.json and seed-*.json.")] = HERE / "results",
-    page: Annotated[Path, typer.Option(help="Markdown file with places for figures.")] = PAGE,
+    pages: Annotated[list[Path], typer.Option("--page", help="Markdown file with places for figures.")] = list(PAGES),  # noqa: B006
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail where the page is out of date.")] = False,
 ) -> None:
-    """Write the tables into a page, between `<!-- figures: NAME -->` and `<!-- figures end -->`.
+    """Write the tables into pages, between `<!-- figures: NAME -->` and `<!-- figures end -->`.
 
     A place whose result is not there says so. The seed that comes first is the shipped model's.
     """
@@ -212,13 +212,14 @@ def write_table(
             sys.exit(f"error: {results} has the outcome of a trial ({each['trial']}), which belongs into no page")
     if outcomes and outcomes[0]["training_seed"] != 1:
         sys.exit(f"error: {results} has no seed-1.json, the shipped model's, which comes first on the page")
-    before = page.read_text(encoding="utf-8")
-    after = fill_page(before, chosen, outcomes)
-    if check and after != before:
-        sys.exit(f"error: {page} says something else than {results}; run `study.py table` again")
-    if not check:
-        page.write_text(after, encoding="utf-8")
-        print(f"wrote the figures into {page}")
+    for page in pages:
+        before = page.read_text(encoding="utf-8")
+        after = fill_page(before, chosen, outcomes)
+        if check and after != before:
+            sys.exit(f"error: {page} says something else than {results}; run `study.py table` again")
+        if not check:
+            page.write_text(after, encoding="utf-8")
+            print(f"wrote the figures into {page}")
 
 
 def _made_with(model: Path, trial: Trial) -> dict[str, Any]:

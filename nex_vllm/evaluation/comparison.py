@@ -226,8 +226,8 @@ def _notes(table: CandidateTable, choices: Choices, graded: npt.NDArray[np.bool_
         at_least = "" if table.meta.get("part", "all") == "all" else "at least "
         if short:
             notes.append(
-                f"{at_least}{short} of {total} candidates are too short to segment (fewer than {MIN_ROWS} rows of {row_tokens} "
-                "tokens); they are scored all the same"
+                f"{at_least}{short} of {total} candidates are too short to segment (fewer than {MIN_ROWS} rows of "
+                f"{row_tokens} tokens); they are scored all the same"
             )
     for name in sorted({SELECTORS[name].signal for name in choices.rows} & SIGNALS.keys() - {"num_tokens"}):
         missing = int(np.isnan(table.signals[name]).sum())

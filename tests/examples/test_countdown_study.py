@@ -284,20 +284,20 @@ def test_settings_are_measured_on_recordings_of_single_tokens(tmp_path: Path) ->
 
 
 def test_committed_page_says_what_the_committed_results_say(tmp_path: Path) -> None:
-    page = study.PAGE.read_text()
+    page = study.PAGES[0].read_text()
     for step in ("settings", "test", "table"):
         assert f"study.py {step}" in page
     study.write_table(check=True)
     stale = tmp_path / "study.md"
     stale.write_text(page.replace("<!-- figures end -->", "one more word\n<!-- figures end -->", 1))
     with pytest.raises(SystemExit, match="says something else"):
-        study.write_table(page=stale, check=True)
+        study.write_table(pages=[stale], check=True)
 
 
 def test_table_refuses_the_outcome_of_a_trial(tmp_path: Path) -> None:
     (tmp_path / "seed-1.json").write_text(json.dumps({"trial": "8 problems"}))
     with pytest.raises(SystemExit, match="the outcome of a trial"):
-        study.write_table(tmp_path, tmp_path / "page.md")
+        study.write_table(tmp_path, [tmp_path / "page.md"])
 
 
 def test_test_split_stays_closed_until_the_chosen_settings_are_in_place(tmp_path: Path) -> None:
