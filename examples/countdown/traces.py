@@ -5,9 +5,8 @@ and comes back to others. Every leaf of the search, right or wrong, is the same 
 ``Answer:`` with the whole expression. No word belongs to success or to failure.
 
 Which branches it takes is random, but at every fork it is pulled towards branches that do lead to the target,
-so that a model that imitates it learns where to look first. Having reached the target it stops, at once or a
-little later; when its patience is at an end it stops without. Either way the last leaf is the closest it has
-seen: where it has gone on from there, it walks back by the same lines as everywhere else.
+so that a model that imitates it learns where to look first. Having reached the target it stops; when its patience
+is at an end it stops without, at the closest leaf it has seen: it walks back there by the same lines as everywhere.
 """
 
 from __future__ import annotations
@@ -36,16 +35,13 @@ SHARE_OF_FOUR = 0.7
 PLANS = {"products": "*", "sums": "+", "differences": "-", "quotients": "/", "anything": ""}
 """The plan that a solution names in its first line, and the operation that it then prefers."""
 
-PATIENCE = (270, 390)
+PATIENCE = (260, 380)
 """Words after which a solution looks no further, drawn for each between these."""
-
-LINGER = (0, 1)
-"""Words for which it still looks on once it has reached the target, one of these for each solution; 1 is one leaf."""
 
 NEW_PLAN = 0.3
 """How often a new start changes the plan."""
 
-REVISIT = 0.25
+REVISIT = 0.2
 """How often a new start goes back to a first step that was tried before."""
 
 Step = tuple[int, str, int, int]
@@ -107,9 +103,8 @@ class _Writer:
         self.problem, self.rng = problem, rng
         self.plan = rng.choice(tuple(PLANS))
         # How strongly this solution is pulled towards branches that work: some are lucky, some search for long.
-        self.insight = rng.uniform(0.25, 0.7)
+        self.insight = rng.uniform(0.1, 0.6)
         self.patience = rng.randint(*PATIENCE)
-        self.linger = rng.choice(LINGER)
         numbers = " ".join(map(str, problem.numbers))
         self.lines = [f"Plan: {self.plan} first", f"Have {numbers} want {problem.target}"]
         self.words = 0
@@ -149,11 +144,11 @@ class _Writer:
         self.tried.add((*path, step))
         left = after(numbers, step)
         a, op, b, value = step
-        self._write(f"{word} {a} {op} {b} = {value} left {' '.join(map(str, left))}")
+        self._write(f"{word} {a} {op} {b} = {value} left {' '.join(map(str, left))} want {self.problem.target}")
         return left
 
     def _leaf(self, path: tuple[Step, ...], step: Step) -> None:
-        """Write the two lines of a leaf; reaching the target brings the end of patience near."""
+        """Write the two lines of a leaf; reaching the target ends the search."""
         a, op, b, value = step
         self.latest = (*path, step)
         self._write(f"so {a} {op} {b} = {value}")
@@ -162,7 +157,7 @@ class _Writer:
         if not self.closest or self._distance(self.latest) <= self._distance(self.closest):
             self.closest = self.latest
         if value == self.problem.target:
-            self.patience = min(self.patience, self.words + self.linger)
+            self.patience = 0
 
     def _explore(self, path: tuple[Step, ...], numbers: tuple[int, ...]) -> None:
         """Search below a path until it is time to back out."""

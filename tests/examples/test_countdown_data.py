@@ -119,7 +119,7 @@ def test_worked_solutions_search_and_fit_the_model() -> None:
         leaves.append(len({line for line in text.split("\n") if line.startswith("Answer:")}))
     assert sum(t <= settings["max_tokens"] for t in tokens) > 0.999 * len(tokens)
     assert sum(different > 2 for different in leaves) > 0.8 * len(leaves), "most solutions try several things"
-    assert 0.85 < sum(right) / len(right) < 0.95, "some run out of patience"
+    assert 0.75 < sum(right) / len(right) < 0.85, "some run out of patience"
 
 
 def test_some_searches_change_their_plan_on_a_new_start() -> None:

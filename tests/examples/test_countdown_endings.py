@@ -88,10 +88,13 @@ def test_two_leaves_never_follow_each_other_without_a_step_between(traces: list[
         assert all(kinds[i - 1] in {"Try", "Again", "then", "or"} for i, kind in enumerate(kinds) if kind == "so")
 
 
-def test_a_repeated_last_leaf_is_common_among_right_and_wrong_traces(traces: list[Trace]) -> None:
+def test_a_wrong_trace_mostly_ends_on_a_leaf_that_it_repeats_and_a_right_one_where_it_is_right(
+    traces: list[Trace],
+) -> None:
     shares = {r: float(np.mean([t.repeats_a_leaf() for t in hard(traces, right=r)])) for r in (True, False)}
     print("share that ends on a repeated leaf:", shares)
-    assert 0.4 < shares[True] <= shares[False] < 0.9
+    assert shares[True] == 0
+    assert 0.7 < shares[False] < 0.9
 
 
 def test_the_kinds_of_the_last_four_lines_are_the_same_for_right_and_wrong_traces(traces: list[Trace]) -> None:
@@ -122,8 +125,8 @@ def test_endings_tell_right_from_wrong_in_part_only(traces: list[Trace]) -> None
     last_lines = told_apart([masked(trace.lines[-3:]) for trace in chosen], right)
     last_words = told_apart([" ".join(masked(trace.lines).split()[-60:]) for trace in chosen], right)
     print(f"{len(chosen)} traces, {np.mean(right):.2f} right; area: lines {last_lines:.3f}, 60 words {last_words:.3f}")
-    assert last_lines < 0.75
-    assert last_words < 0.85
+    assert last_lines < 0.65
+    assert last_words < 0.9
     # The same model tells at once where there is something to tell.
     tell = told_apart([masked(t.lines[-3:]) + (" yes" if t.right else " no") for t in chosen], right)
     assert tell > 0.99
