@@ -210,8 +210,8 @@ def write_table(
     for each in [*outcomes, *([] if chosen is None else [chosen])]:
         if each["trial"] is not None:
             sys.exit(f"error: {results} has the outcome of a trial ({each['trial']}), which belongs into no page")
-    if outcomes and outcomes[0]["training_seed"] != 1:
-        sys.exit(f"error: {results} has no seed-1.json, the shipped model's, which comes first on the page")
+    if outcomes and outcomes[0]["model_fingerprint"] != model_fingerprint(HERE / "model"):
+        sys.exit(f"error: the first of {results} is not of the shipped model, which comes first on the page")
     for page in pages:
         before = page.read_text(encoding="utf-8")
         after = fill_page(before, chosen, outcomes)

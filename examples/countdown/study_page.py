@@ -137,7 +137,9 @@ def _shipped(outcomes: Sequence[Outcome]) -> str:
         )
         for name in order
     ]
-    return table(("choice among the same 4", "right", "minus random, points (95 % interval)"), lines)
+    told = f"Training seed {first['training_seed']}, {first['num_problems']} problems, mean of {len(first['each_run'])} runs."
+    head = ("choice among the same 4", "right", "minus random, points (95 % interval)")
+    return f"{table(head, lines)}\n\n{told}"
 
 
 def _accuracies(outcomes: Sequence[Outcome]) -> str:
