@@ -137,7 +137,8 @@ def _shipped(outcomes: Sequence[Outcome]) -> str:
         )
         for name in order
     ]
-    told = f"Training seed {first['training_seed']}, {first['num_problems']} problems, mean of {len(first['each_run'])} runs."
+    num_runs = len(first["each_run"])
+    told = f"Training seed {first['training_seed']}, {first['num_problems']} problems, mean of {num_runs} runs."
     head = ("choice among the same 4", "right", "minus random, points (95 % interval)")
     return f"{table(head, lines)}\n\n{told}"
 
