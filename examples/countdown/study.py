@@ -1,7 +1,7 @@
 """Does NEX choose well on the Countdown model? PROTOCOL.md, run with the project's own commands.
 
     python examples/countdown/study.py settings --model M --out DIR                     # chooses top_k and row_tokens
-    python examples/countdown/study.py test --model M --training-seed 1 --out DIR       # five runs of one model
+    python examples/countdown/study.py test --model M --training-seed 2 --out DIR       # five runs of one model
     python examples/countdown/study.py table --results DIR/results                      # fills the pages' tables
 
 Every step goes on from where it was stopped, and prints each command that it runs as one can paste it.
@@ -48,7 +48,7 @@ app = typer.Typer(
     "goes on from where it was stopped, and prints each command that it runs as one can paste it.",
     epilog="\b\nExamples:\n"
     "  python examples/countdown/study.py settings --model M --out DIR\n"
-    "  python examples/countdown/study.py test --model M --training-seed 1 --out DIR\n"
+    "  python examples/countdown/study.py test --model M --training-seed 2 --out DIR\n"
     "  python examples/countdown/study.py table --results DIR/results",
     rich_markup_mode=None,
     add_completion=False,

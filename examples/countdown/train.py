@@ -181,7 +181,7 @@ def _load_state(model: nn.Module, optimizer: torch.optim.AdamW, file: Path, run:
 
 def main(
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 3600,
-    seed: Annotated[int, typer.Option(help="Seed of weights, problems and solutions.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of weights, problems and solutions.")] = 2,
     peak: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
     tokens: Annotated[int, typer.Option(help="Tokens of a batch, padding included.")] = 2048,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
