@@ -205,12 +205,12 @@ def write_table(
     A place whose result is not there says so. The shipped model comes first, the others by their seeds.
     """
     outcomes = [json.loads(path.read_text()) for path in results.glob("seed-*.json")]
-    shipped = model_fingerprint(HERE / "model")
-    outcomes.sort(key=lambda outcome: (outcome["model_fingerprint"] != shipped, outcome["training_seed"]))
     chosen = json.loads((results / "settings.json").read_text()) if (results / "settings.json").exists() else None
     for each in [*outcomes, *([] if chosen is None else [chosen])]:
         if each["trial"] is not None:
             sys.exit(f"error: {results} has the outcome of a trial ({each['trial']}), which belongs into no page")
+    shipped = model_fingerprint(HERE / "model")
+    outcomes.sort(key=lambda outcome: (outcome["model_fingerprint"] != shipped, outcome["training_seed"]))
     if outcomes and outcomes[0]["model_fingerprint"] != shipped:
         sys.exit(f"error: {results} has no outcome of the shipped model, which comes first on the page")
     for page in pages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +299,23 @@ def test_table_refuses_the_outcome_of_a_trial(tmp_path: Path) -> None:
     (tmp_path / "seed-1.json").write_text(json.dumps({"trial": "8 problems"}))
     with pytest.raises(SystemExit, match="the outcome of a trial"):
         study.write_table(tmp_path, [tmp_path / "page.md"])
+
+
+def test_page_has_the_shipped_model_first_and_the_others_by_their_seeds(
+    tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {2: "shipped"}
+    for seed in (10, 9, 2, 1):
+        made = {**figures(runs, SETS), "trial": None, "training_seed": seed, "model_fingerprint": names.get(seed)}
+        (tmp_path / f"seed-{seed}.json").write_text(json.dumps(made))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- figures: main_number -->\n<!-- figures end -->\n")
+    monkeypatch.setattr(study, "model_fingerprint", lambda folder: "shipped")
+    study.write_table(tmp_path, [page])
+    assert re.findall(r"^\| (\d+) \|", page.read_text(), re.MULTILINE) == ["2", "1", "9", "10"]
+    (tmp_path / "seed-2.json").unlink()
+    with pytest.raises(SystemExit, match="no outcome of the shipped model"):
+        study.write_table(tmp_path, [page])
 
 
 def test_test_split_stays_closed_until_the_chosen_settings_are_in_place(tmp_path: Path) -> None:
