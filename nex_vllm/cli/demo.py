@@ -19,7 +19,7 @@ from nex_vllm.cli.outcome import InterruptedRunError, undone_when_interrupted
 from nex_vllm.errors import InputError, NexError
 from nex_vllm.storage import read_candidates
 from nex_vllm.storage.atomic import write_atomically
-from nex_vllm.storage.comparison_file import read_comparison
+from nex_vllm.storage.comparison_file import OUTCOME_NAME, TABLE_NAME, read_comparison
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "countdown"
 """Where it is in a source checkout; an installed wheel has none."""
@@ -75,6 +75,10 @@ def run_demo(num_problems: int, out: Path | None, *, verbose: bool) -> None:
         InterruptedRunError: Ctrl-C.
     """
     example = Example.load()
+    if num_problems > len(example.problems):
+        raise InputError(
+            f"--problems is {num_problems}, but the example has {len(example.problems)}; give as many at most"
+        )
     # The model is tiny, and so may be the machine.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     try:
@@ -126,8 +130,8 @@ def _run(example: Example, num_problems: int, out: Path, verbose: bool) -> None:
         *("--extract", "line:Answer:", "--selectors", ",".join(COMPARED), "--no-noise", *sampling, *ENGINE),
         quiet=True,
     )
-    show_problems(read_candidates(comparison / "candidates.parquet"), [json.loads(line) for line in problems[:SHOWN]])
-    outcome = read_comparison(comparison / "comparison.json")
+    show_problems(read_candidates(comparison / TABLE_NAME), [json.loads(line) for line in problems[:SHOWN]])
+    outcome = read_comparison(comparison / OUTCOME_NAME)
     echo(f"3. How often was the choice right, over {outcome.num_graded} problems?\n")
     show_choices(outcome)
 

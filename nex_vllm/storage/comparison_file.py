@@ -12,8 +12,9 @@ from nex_vllm.storage.diagnostics import Diagnostics
 from nex_vllm.storage.files import StrPath, check_format, decode_object, read_bounded
 
 COMPARISON_FORMAT = "nex-comparison/1"
+TABLE_NAME, OUTCOME_NAME, CACHE_NAME = "candidates.parquet", "comparison.json", "cache"
 WEIGHTS_NAME = "weights.safetensors"
-"""The weights that a comparison scored with, in its directory."""
+"""What a comparison's directory has: candidates, outcome, their recorded rows, and the weights that it scored with."""
 
 _WHAT = "the outcome of a comparison (comparison.json)"
 
