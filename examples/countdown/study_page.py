@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from study_cells import decimal, hundred, percent, points, share, spread, table
+from study_cells import Outcome, decimal, ends, hundred, percent, points, share, spread, table
+from study_figures import LIKE_LENGTH, LONG
 
+from nex_vllm.cli.demo_report import LABEL_FREE, said_beforehand
 from nex_vllm.evaluation.diagnostics import MEANINGS
-
-Outcome = dict[str, Any]
+from nex_vllm.storage import decode_diagnostics
 
 END = "<!-- figures end -->"
 _PLACE = re.compile(r"<!-- figures: ([a-z_]+) -->\n.*?" + re.escape(END), re.DOTALL)
@@ -95,10 +96,11 @@ def _verdict(outcomes: Sequence[Outcome]) -> str:
             "models."
         )
     elif main["high"] < 0:
-        best = max(("shortest", "logprob", "majority"), key=lambda name: first["accuracy"][name]["value"])
+        best = max(LABEL_FREE, key=lambda name: first["accuracy"][name]["value"])
+        beforehand = said_beforehand([decode_diagnostics(json.dumps(each), "a run") for each in first["diagnostics"]])
         words.append(
-            f"Below chance. {gain} Of the selectors without labels `{best}` was right most often here, with "
-            f"{percent(first['accuracy'][best]['value'])}."
+            f"Below chance. {gain} Beforehand, {beforehand}; of the selectors without labels `{best}` was right most "
+            f"often here, with {percent(first['accuracy'][best]['value'])}."
         )
     else:
         words.append(f"No difference was found. {gain}")
@@ -110,17 +112,18 @@ def _verdict(outcomes: Sequence[Outcome]) -> str:
 
 def _of_like_length(like: Outcome) -> list[str]:
     """Say what is left of a gain among pairs of like length."""
+    alike = f"pairs of like length (within {100 * LIKE_LENGTH:.0f} %)"
     if like["low"] is None:
-        return ["There are no pairs of like length to tell it from a preference for short responses."]
+        return [f"There are no {alike} to tell it from a preference for short responses."]
     if like["low"] > 0.5:
         return []
     if like["high"] < 0.5:
         return [
-            "But in pairs of like length the right one scores lower: NEX has found the shorter ones, and `shortest` "
+            f"But in {alike} the right one scores lower: NEX has found the shorter ones, and `shortest` "
             "does that without a calibration."
         ]
     return [
-        f"But in pairs of like length no difference was found ({share(like)}): a preference for short responses "
+        f"But in {alike} no difference was found ({share(like)}): a preference for short responses "
         "explains it, and `shortest` has that without a calibration."
     ]
 
@@ -191,13 +194,19 @@ def _sources(outcomes: Sequence[Outcome]) -> str:
             (
                 str(outcome["training_seed"]),
                 "; ".join(points(each["nex_minus_random"]) for each in outcome["each_run"]),
+                "; ".join(ends(each["over_calibrations"]) for each in outcome["each_run"]),
                 f"{spread(again['runs'])}; sd {hundred(again['standard_deviation'])}",
                 f"{decimal(same['same_choice'])} (chance {same['chance']:.2f})",
                 *(decimal(length[name]["value"]) for name in _CORRELATIONS),
             )
         )
     head = (
-        *("training seed", "grading: each run, its weights held fixed", "calibration: same candidates, all weights"),
+        *(
+            "training seed",
+            "grading: each run, its weights held fixed",
+            "over problems and calibrations, as `compare` has it",
+        ),
+        "calibration: same candidates, all weights",
         *("same choice", "rank correlation with length", "with being right", "given length"),
     )
     return table(head, lines)
@@ -223,8 +232,15 @@ def _length_lines(parts: Sequence[tuple[str, Outcome]]) -> str:
             )
         )
     head = (
-        *("training seed", "right one higher, lengths within 20 %", "and both of 200 tokens or more"),
-        *("among those of 200 or more: NEX", "random", "shortest", "NEX minus random", "NEX minus shortest"),
+        *("training seed", f"right one higher, lengths within {100 * LIKE_LENGTH:.0f} %"),
+        *(
+            f"and both of {LONG} tokens or more",
+            f"among those of {LONG} or more: NEX",
+            "random",
+            "shortest",
+            "NEX minus random",
+            "NEX minus shortest",
+        ),
     )
     return table(head, lines)
 

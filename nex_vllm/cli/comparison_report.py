@@ -74,7 +74,10 @@ def _print_nex(nex: NexResult, result: SelectorResult | None) -> None:
             ("  of score and number of tokens", _measured(nex.length_correlation)),
             ("  of score and correctness, length held fixed", _measured(nex.partial_correlation)),
             ("pairs of right and wrong in which the right one scores higher", _measured(nex.all_pairs)),
-            (f"  lengths within {LIKE_LENGTH:.0%} ({nex.like_length_pairs} pairs; chance 0.5)", _measured(nex.like_length)),
+            (
+                f"  lengths within {LIKE_LENGTH:.0%} ({nex.like_length_pairs} pairs; chance 0.5)",
+                _measured(nex.like_length),
+            ),
         ],
         right_aligned=None,
     )

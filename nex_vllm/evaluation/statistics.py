@@ -132,9 +132,7 @@ def control_length(
     )
 
 
-def won_pairs(
-    score: Floats, correct: Floats, length: Floats, like_length: float
-) -> tuple[float, float, float, float]:
+def won_pairs(score: Floats, correct: Floats, length: Floats, like_length: float) -> tuple[float, float, float, float]:
     """Return (won, all) of the pairs of a right and a wrong candidate of like length, and (won, all) of all pairs.
 
     A pair is won where the right one has the higher score, and half of one where they tie.

@@ -22,10 +22,8 @@ from study_settings import (
     TOP_K,
     Setting,
     choose,
-    highest_of,
     least_agreement,
     measure_settings,
-    same_draw,
 )
 from study_statistics import Sets, mean_of_runs
 from tokenizer import END, build_tokenizer
@@ -70,15 +68,6 @@ def test_settings_are_chosen_by_the_protocols_rule(
 
 def test_admission_of_200_problems_starts_where_the_protocol_says() -> None:
     assert least_agreement(0.25, 200) == pytest.approx(0.311, abs=5e-4)
-
-
-def test_halves_that_tell_nothing_agree_by_chance() -> None:
-    nothing = highest_of(np.ones(4))
-    assert nothing == highest_of(np.full(4, np.nan)) == {0, 1, 2, 3}
-    assert same_draw(nothing, nothing) == same_draw(nothing, {2}) == 0.25
-    assert highest_of(np.array([0.5, np.nan, 0.7, 0.7])) == {2, 3}
-    assert same_draw({2, 3}, {2}) == 0.5
-    assert (same_draw({1}, {1}), same_draw({1}, {2})) == (1.0, 0.0)
 
 
 def test_runs_share_no_candidate_and_a_seed_belongs_to_one_response() -> None:
