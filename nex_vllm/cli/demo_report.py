@@ -64,10 +64,11 @@ def conclude(results: Mapping[str, SelectorResult], num_problems: int, diagnosti
         return f"On this model NEX chooses better than chance ({found}, over {num_problems} problems)."
     if nex.gain_high < 0:
         best = max(LABEL_FREE, key=lambda name: results[name].accuracy or 0.0)
+        beforehand = said_beforehand([] if diagnostics is None else [diagnostics])
         instead = f"{best} (right in {100 * (results[best].accuracy or 0.0):.1f} %)"
         return (
             f"On this model NEX chooses worse than chance ({found}, over {num_problems} problems); "
-            f"{said_beforehand([] if diagnostics is None else [diagnostics])}; of the selectors without labels {instead} was right most often here."
+            f"{beforehand}; of the selectors without labels {instead} was right most often here."
         )
     return (
         f"No difference between NEX's choice and a random one was found over {num_problems} problems ({found}); "

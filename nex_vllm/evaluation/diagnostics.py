@@ -222,8 +222,8 @@ def _passed_thresholds(found: Diagnostics) -> list[str]:
     first = found.first_cycle_share
     if first is not None and first > MOST_FIRST_CYCLE:
         warnings.append(
-            f"first_cycle_share is {first:.2f}, above {MOST_FIRST_CYCLE}: good neurons are nearly all those that are new "
-            f"when a response begins, as everything is then, so that whatever comes up later costs score; {_ADVICE}"
+            f"first_cycle_share is {first:.2f}, above {MOST_FIRST_CYCLE}: good neurons are nearly all those that are "
+            f"new when a response begins, as everything is then, so that whatever comes up later costs score; {_ADVICE}"
         )
     if late is not None and late > MOST_LATE_BAD_MASS:
         warnings.append(
