@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import study
-import study_page
 from study_commands import CANDIDATES, RUNS, Folders, Trial, candidate_seed
 from study_figures import figures
 from study_page import NOT_YET, TABLES, fill_page, model_tables, settings_table
@@ -27,6 +26,7 @@ from study_settings import (
     measure_settings,
 )
 from study_statistics import Sets, mean_of_runs
+from study_verdict import verdict
 from tokenizer import END, build_tokenizer
 from traces import problem_stream, worked_solution
 
@@ -290,7 +290,7 @@ def test_what_is_said_is_what_the_protocol_says(
         }
         for number, sign in enumerate(seeds, start=1)
     ]
-    assert words in study_page._verdict(outcomes)
+    assert words in verdict(outcomes)
 
 
 def test_settings_are_measured_on_recordings_of_single_tokens(tmp_path: Path) -> None:
