@@ -40,6 +40,8 @@ from tqdm import tqdm
 
 from nex_vllm import __version__
 from nex_vllm.storage import CacheReader, model_fingerprint
+from nex_vllm.storage.atomic import write_atomically
+from nex_vllm.storage.comparison_file import read_comparison
 
 PAGES = (HERE.parents[1] / "docs" / "study.md", HERE.parents[1] / "README.md")
 
@@ -170,17 +172,27 @@ def _run(model: Path, prompts: Path, problems: Path, folder: Path, k: int) -> No
             *("--samples", SAMPLES, "--top-k", used["top_k"], "--row-tokens", used["row_tokens"]),
             *("--seed", k, *sampling_flags()),
         )
-    if not (comparison / "comparison.json").exists():
+    # One measurement of the score's noise tells enough.
+    has_noise = k == 1
+    if not is_compared(comparison, has_noise):
         nex_vllm(
             *("compare", model, "--problems", problems, "--weights", weights),
             *("--calibration", folder / "calibration", "-n", CANDIDATES, "--grader", f"{GRADER}:grade"),
             *("--extract", "line:Answer:", "--seed", candidate_seed(k), *sampling_flags()),
-            # One measurement of the score's noise tells enough.
-            *("--out", comparison, *(() if k == 1 else ("--no-noise",))),
+            *("--out", comparison, *(() if has_noise else ("--no-noise",))),
         )
     if not scores.exists():
         cut_last_leaf(model, comparison, cut, problems)
         nex_vllm("score", model, "--weights", weights, "--responses", cut, "--out", scores)
+
+
+def is_compared(comparison: Path, has_noise: bool) -> bool:
+    """Say whether `compare` got to its end; the noise, where there is to be one, comes after everything else."""
+    outcome = comparison / "comparison.json"
+    if not outcome.exists():
+        return False
+    told = read_comparison(outcome).diagnostics
+    return not has_noise or (told is not None and told.score_noise is not None)
 
 
 @app.command("cut", short_help="Write candidates without their last leaf.")
@@ -206,6 +218,8 @@ def write_table(
     """
     outcomes = [json.loads(path.read_text()) for path in results.glob("seed-*.json")]
     chosen = json.loads((results / "settings.json").read_text()) if (results / "settings.json").exists() else None
+    if chosen is None and not outcomes:
+        sys.exit(f"error: {results} has neither settings.json nor a seed-*.json, so there are no figures to write")
     for each in [*outcomes, *([] if chosen is None else [chosen])]:
         if each["trial"] is not None:
             sys.exit(f"error: {results} has the outcome of a trial ({each['trial']}), which belongs into no page")
@@ -219,7 +233,7 @@ def write_table(
         if check and after != before:
             sys.exit(f"error: {page} says something else than {results}; run `study.py table` again")
         if not check:
-            page.write_text(after, encoding="utf-8")
+            write_atomically(page, after.encode())
             print(f"wrote the figures into {page}")
 
 
@@ -237,8 +251,8 @@ def _write(folders: Folders, name: str, outcome: dict[str, Any], tables: list[st
     folders.results.mkdir(parents=True, exist_ok=True)
     head = [] if outcome["trial"] is None else [f"**A trial ({outcome['trial']}): these figures say nothing.**"]
     text = "\n\n".join([*head, *tables]) + "\n"
-    (folders.results / f"{name}.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
-    (folders.results / f"{name}.md").write_text(text, encoding="utf-8")
+    write_atomically(folders.results / f"{name}.json", (json.dumps(outcome, indent=1) + "\n").encode())
+    write_atomically(folders.results / f"{name}.md", text.encode())
     print(f"\n{text}\nwrote {name}.json and {name}.md in {folders.results}")
 
 

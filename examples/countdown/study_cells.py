@@ -32,8 +32,13 @@ def points(found: Outcome) -> str:
     """Return a difference in percentage points with its interval."""
     if found["value"] is None:
         return "-"
-    interval = "" if found["low"] is None else f" ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+    interval = "" if found["low"] is None else f" ({ends(found)})"
     return f"{100 * found['value']:+.1f}{interval}"
+
+
+def ends(found: Outcome) -> str:
+    """Return an interval of differences, in percentage points."""
+    return "-" if found["low"] is None else f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
 
 
 def spread(runs: Sequence[float | None]) -> str:

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from nex_vllm.storage.atomic import write_atomically
+
 HERE = Path(__file__).resolve().parent
 GRADER = HERE / "problems.py"
 
@@ -91,7 +93,7 @@ def hold_to_settings(folders: Folders) -> None:
     if kept.exists() and json.loads(kept.read_text()) != used:
         sys.exit(f"error: {folders.out} was begun with {kept.read_text()}, not {json.dumps(used)}; give a new --out")
     folders.out.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(used))
+    write_atomically(kept, json.dumps(used).encode())
 
 
 def sampling_flags() -> list[str]:
@@ -131,7 +133,7 @@ def first_lines(source: Path, number: int | None, folder: Path) -> Path:
     lines = source.read_text(encoding="utf-8").splitlines()[:number]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{source.stem}-first-{number}.jsonl"
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
     return path
 
 

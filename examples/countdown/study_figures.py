@@ -13,11 +13,14 @@ from study_statistics import Sets, mean_of_runs
 
 from nex_vllm.algorithm.selectors import SELECTORS
 from nex_vllm.evaluation.choices import finished_candidates
+from nex_vllm.evaluation.statistics import won_pairs
 
 SELECTED = ("nex", "nex_worst", "shortest", "logprob", "majority_value", "majority", "oracle")
 """What is graded beside ``random``; ``majority`` is the one by text."""
 
 LIKE_LENGTH = 0.2
+"""The protocol's: a share of the longer one's tokens."""
+
 LONG = 200
 
 
@@ -137,18 +140,16 @@ def _like_length(runs: Sequence[Run], scores: Sequence[Floats], sets: Sets) -> d
 def _pairs(run: Run, scores: Floats) -> Floats:
     """Return won and all pairs of like length of each problem, then the same of those that are long, [P, 4]."""
     correct, tokens = run.correct, run.table.num_tokens.astype(np.float64)
-    found = np.zeros((len(run.table.problems), 4))
-    for problem, group in enumerate(run.table.groups):
+
+    def pairs(rows: Rows) -> tuple[float, float]:
+        return won_pairs(scores[rows], correct[rows], tokens[rows], LIKE_LENGTH)[:2]
+
+    found = []
+    for group in run.table.groups:
         known = np.arange(group.start, group.stop)
         known = known[~np.isnan(scores[known])]
-        for right in known[correct[known] == 1]:
-            for wrong in known[correct[known] == 0]:
-                one, other = sorted((tokens[right], tokens[wrong]))
-                if other - one > LIKE_LENGTH * other:
-                    continue
-                won = float(scores[right] > scores[wrong]) + 0.5 * float(scores[right] == scores[wrong])
-                found[problem] += [won, 1, won * (one >= LONG), one >= LONG]
-    return found
+        found.append((*pairs(known), *pairs(known[tokens[known] >= LONG])))
+    return np.array(found)
 
 
 def _among_long(run: Run, scores: Floats) -> Floats:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from study_cells import decimal, hundred, percent, points, share, spread, table
+from study_cells import Outcome, decimal, ends, hundred, percent, points, share, spread, table
+from study_figures import LIKE_LENGTH, LONG
+from study_verdict import verdict
 
 from nex_vllm.evaluation.diagnostics import MEANINGS
-
-Outcome = dict[str, Any]
 
 END = "<!-- figures end -->"
 _PLACE = re.compile(r"<!-- figures: ([a-z_]+) -->\n.*?" + re.escape(END), re.DOTALL)
@@ -73,56 +72,6 @@ def settings_table(outcome: Outcome) -> str:
     )
     head = ("top_k, row_tokens", "halves agree", "admitted", "under two cycles", "")
     return f"{table(head, lines)}\n\n{told}"
-
-
-def _verdict(outcomes: Sequence[Outcome]) -> str:
-    """Say what the protocol says is to be said."""
-    first = outcomes[0]
-    main = first["minus_random"]["nex"]
-    signs = {outcome["minus_random"]["nex"]["value"] > 0 for outcome in outcomes}
-    words = []
-    if len(signs) > 1:
-        words.append("The sign differs between training seeds.")
-    gain = f"NEX best of 4 minus random, training seed {first['training_seed']}: {points(main)}."
-    if main["low"] is None:
-        return " ".join([*words, gain, "There is one set of numbers, so no interval."])
-    if main["low"] > 0:
-        words.append(f"Above chance. {gain}")
-        words += _of_like_length(first["length"]["pairs_like"])
-        words.append(
-            "This shows that the plumbing works, and what NEX rewards on a model of 3 million parameters whose grammar "
-            "was designed so that success and failure share their words. It is no evidence for the claim about large "
-            "models."
-        )
-    elif main["high"] < 0:
-        best = max(("shortest", "logprob", "majority"), key=lambda name: first["accuracy"][name]["value"])
-        words.append(
-            f"Below chance. {gain} Of the selectors without labels `{best}` was right most often here, with "
-            f"{percent(first['accuracy'][best]['value'])}."
-        )
-    else:
-        words.append(f"No difference was found. {gain}")
-    if len(outcomes) > 1:
-        others = "; ".join(f"seed {each['training_seed']}: {points(each['minus_random']['nex'])}" for each in outcomes)
-        words.append(f"By training seed: {others}.")
-    return " ".join(words)
-
-
-def _of_like_length(like: Outcome) -> list[str]:
-    """Say what is left of a gain among pairs of like length."""
-    if like["low"] is None:
-        return ["There are no pairs of like length to tell it from a preference for short responses."]
-    if like["low"] > 0.5:
-        return []
-    if like["high"] < 0.5:
-        return [
-            "But in pairs of like length the right one scores lower: NEX has found the shorter ones, and `shortest` "
-            "does that without a calibration."
-        ]
-    return [
-        f"But in pairs of like length no difference was found ({share(like)}): a preference for short responses "
-        "explains it, and `shortest` has that without a calibration."
-    ]
 
 
 def _shipped(outcomes: Sequence[Outcome]) -> str:
@@ -191,13 +140,19 @@ def _sources(outcomes: Sequence[Outcome]) -> str:
             (
                 str(outcome["training_seed"]),
                 "; ".join(points(each["nex_minus_random"]) for each in outcome["each_run"]),
+                "; ".join(ends(each["over_calibrations"]) for each in outcome["each_run"]),
                 f"{spread(again['runs'])}; sd {hundred(again['standard_deviation'])}",
                 f"{decimal(same['same_choice'])} (chance {same['chance']:.2f})",
                 *(decimal(length[name]["value"]) for name in _CORRELATIONS),
             )
         )
     head = (
-        *("training seed", "grading: each run, its weights held fixed", "calibration: same candidates, all weights"),
+        *(
+            "training seed",
+            "grading: each run, its weights held fixed",
+            "over problems and calibrations, as `compare` has it",
+        ),
+        "calibration: same candidates, all weights",
         *("same choice", "rank correlation with length", "with being right", "given length"),
     )
     return table(head, lines)
@@ -223,8 +178,15 @@ def _length_lines(parts: Sequence[tuple[str, Outcome]]) -> str:
             )
         )
     head = (
-        *("training seed", "right one higher, lengths within 20 %", "and both of 200 tokens or more"),
-        *("among those of 200 or more: NEX", "random", "shortest", "NEX minus random", "NEX minus shortest"),
+        *("training seed", f"right one higher, lengths within {100 * LIKE_LENGTH:.0f} %"),
+        *(
+            f"and both of {LONG} tokens or more",
+            f"among those of {LONG} or more: NEX",
+            "random",
+            "shortest",
+            "NEX minus random",
+            "NEX minus shortest",
+        ),
     )
     return table(head, lines)
 
@@ -280,7 +242,7 @@ def _diagnostics(outcomes: Sequence[Outcome]) -> str:
 
 
 TABLES: dict[str, Callable[[Sequence[Outcome]], str]] = {
-    "verdict": _verdict,
+    "verdict": verdict,
     "shipped": _shipped,
     "main_number": _main_number,
     "accuracies": _accuracies,

@@ -14,14 +14,21 @@ import numpy.typing as npt
 from problems import final_expression, value_of
 from tokenizers import Tokenizer
 
-from nex_vllm.algorithm.key_scratch import KeyScratch, key_space
-from nex_vllm.algorithm.scores import weighted_masses
 from nex_vllm.algorithm.selectors import SELECTORS
 from nex_vllm.algorithm.signals import CandidateTrace, votes
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.evaluation.choices import finished_candidates, select_rows
-from nex_vllm.evaluation.sums import add_up_rows
-from nex_vllm.storage import CacheReader, CandidateTable, WeightsFile, load_weights, read_candidates
+from nex_vllm.evaluation.sums import sum_candidates, union_of
+from nex_vllm.evaluation.sweeps import GradedCandidates
+from nex_vllm.storage import (
+    CacheReader,
+    CandidateTable,
+    WeightsFile,
+    atomic_output,
+    load_weights,
+    read_candidates,
+    response_id,
+)
 from nex_vllm.storage.comparison_file import Comparison, read_comparison
 from nex_vllm.storage.weights import weights_digest
 
@@ -95,13 +102,13 @@ def write_cut_responses(comparison: Path, model: Path, problems: Path, out: Path
     table = read_candidates(comparison / "candidates.parquet")
     leaf = Tokenizer.from_file(str(model / "tokenizer.json")).token_to_id(LEAF)
     prompt_of = {line["id"]: line["prompt"] for line in read_lines(problems)}
-    with out.open("w", encoding="utf-8") as handle:
+    with atomic_output(out) as handle:
         for problem, group in zip(table.problems, table.groups, strict=True):
             for k, row in enumerate(range(group.start, group.stop)):
                 tokens = table.token_ids[row].tolist()
                 kept = without_last_leaf(tokens, leaf)
                 line = {
-                    "id": f"{problem}-{k}",
+                    "id": response_id(problem, k),
                     "prompt": prompt_of[problem],
                     "response_token_ids": kept,
                     "has_leaf": leaf in tokens,
@@ -109,7 +116,7 @@ def write_cut_responses(comparison: Path, model: Path, problems: Path, out: Path
                 }
                 # Where nothing is left there is nothing to score.
                 if kept:
-                    handle.write(json.dumps(line) + "\n")
+                    handle.write(json.dumps(line).encode() + b"\n")
 
 
 def without_last_leaf(tokens: Sequence[int], leaf: int) -> list[int]:
@@ -124,7 +131,7 @@ def read_run(folder: Path, expected: Expected) -> Run:
     weights = load_weights(folder / "weights.safetensors")
     comparison = read_comparison(folder / "comparison" / "comparison.json")
     cut = {str(line["id"]): line for line in read_lines(folder / "cut-scores.jsonl")}
-    ids = candidate_ids(table)
+    ids = _recorded(folder, table).ids
     digest = weights_digest(weights)
     for what, found, wanted in (
         ("weights", {name: getattr(weights.meta, name) for name in expected.weights}, expected.weights),
@@ -147,22 +154,21 @@ def read_run(folder: Path, expected: Expected) -> Run:
     )
 
 
-def candidate_ids(table: CandidateTable) -> list[str]:
-    """Return what each candidate is called in caches and files, [C]."""
-    return [f"{problem}-{k}" for problem, n in zip(table.problems, table.counts, strict=True) for k in range(n)]
-
-
 def score_with(run: Run, several: Sequence[WeightsFile]) -> list[Floats]:
     """Score a run's candidates with several weights files, [C] each, from the rows that `compare` recorded."""
-    row_of = {name: row for row, name in enumerate(candidate_ids(run.table))}
+    recorded = _recorded(run.folder, run.table)
+    sums = sum_candidates(recorded.reader.rows(), union_of([file.keys for file in several]))
+    row_of = {name: row for row, name in enumerate(recorded.ids)}
+    rows = [row_of[name] for name in sums.responses]
     scores = [np.full(len(row_of), np.nan) for _ in several]
-    scratch = KeyScratch()
-    for rows in CacheReader(run.folder / "comparison" / "cache").rows():
-        scratch.reserve(key_space(rows))
-        keys, sums = add_up_rows(rows, 0, rows.num_rows, scratch)
-        for column, file in zip(scores, several, strict=True):
-            column[row_of[rows.response]] = weighted_masses(keys, sums, NeuronWeights(file.keys, file.weights)).score
+    for column, file in zip(scores, several, strict=True):
+        column[rows] = sums.scores(NeuronWeights(file.keys, file.weights))
     return scores
+
+
+def _recorded(folder: Path, table: CandidateTable) -> GradedCandidates:
+    """Return the candidates of a run with their rows."""
+    return GradedCandidates(table, CacheReader(folder / "comparison" / "cache"))
 
 
 def read_lines(path: Path) -> list[dict[str, object]]:

@@ -12,13 +12,14 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nex_vllm.algorithm.judgement import judge_response
 from nex_vllm.algorithm.rows import ResponseRows
 from nex_vllm.evaluation.derivation import derive_rows
+from nex_vllm.evaluation.diagnostics import same_choice
 from nex_vllm.evaluation.evidence import gather_evidence, prompt_ids
 from nex_vllm.evaluation.sums import sum_candidates
+from nex_vllm.evaluation.sweeps import SweptCache
 from nex_vllm.storage import CacheReader
 
 TOP_K, ROW_TOKENS = (24, 50, 100), (4, 8, 16)
@@ -54,15 +55,12 @@ def least_agreement(chance: float, num_problems: int) -> float:
 
 def measure_settings(calibration: CacheReader, development: CacheReader, done: Callable[[], object]) -> dict[str, Any]:
     """Return the nine settings and the one that is chosen; ``done`` is called after each."""
-    prompts = prompt_ids(development)
-    problems: dict[str, list[str]] = {}
-    for response in sorted(prompts, key=lambda name: (len(name), name)):
-        problems.setdefault(prompts[response], []).append(response)
-    chance = float(np.mean([1 / len(responses) for responses in problems.values()]))
+    problems = list(SweptCache(development).samples.values())
+    chance = float(np.mean([1 / len(responses) for responses in problems]))
     least = least_agreement(chance, len(problems))
     grid = []
     for top_k, row_tokens in product(TOP_K, ROW_TOKENS):
-        agreement, under_two = _measure(calibration, development, list(problems.values()), top_k, row_tokens)
+        agreement, under_two = _measure(calibration, development, problems, top_k, row_tokens)
         grid.append(Setting(top_k, row_tokens, agreement, under_two, agreement >= least))
         done()
     chosen, reason = choose(grid)
@@ -90,17 +88,6 @@ def choose(grid: Sequence[Setting]) -> tuple[tuple[int, int], str]:
     return (best.top_k, best.row_tokens), f"{len(admitted)} of {len(grid)} are admitted{beside}."
 
 
-def highest_of(scores: npt.NDArray[np.float64]) -> set[int]:
-    """Return the candidates that share the highest score; all of them where none has a score."""
-    known = scores[~np.isnan(scores)]
-    return set(np.flatnonzero(scores == known.max()).tolist()) if len(known) else set(range(len(scores)))
-
-
-def same_draw(one: set[int], other: set[int]) -> float:
-    """Return how often a draw from each gives the same: two halves that tell nothing agree no more than by chance."""
-    return len(one & other) / (len(one) * len(other))
-
-
 def _measure(
     calibration: CacheReader, development: CacheReader, problems: list[list[str]], top_k: int, row_tokens: int
 ) -> tuple[float, float]:
@@ -112,10 +99,8 @@ def _measure(
     responses = list(derived(development))
     sums = sum_candidates(responses, learned.evidence.keys)
     row_of = {response: row for row, response in enumerate(sums.responses)}
-    highest = []
-    for part in (half, ~half):
-        scores = sums.scores(learned.evidence.weights(part))
-        highest.append([highest_of(scores[[row_of[name] for name in names]]) for names in problems])
-    agreement = float(np.mean([same_draw(one, other) for one, other in zip(*highest, strict=True)]))
+    by_half = [sums.scores(learned.evidence.weights(part)) for part in (half, ~half)]
+    candidates = [[row_of[name] for name in names] for names in problems]
+    agreement = float(np.mean([same_choice(*(scores[rows] for scores in by_half)) for rows in candidates]))
     under_two = float(np.mean([len(judge_response(rows).cycles) < 2 for rows in responses]))
     return agreement, under_two

@@ -64,10 +64,11 @@ def conclude(results: Mapping[str, SelectorResult], num_problems: int, diagnosti
         return f"On this model NEX chooses better than chance ({found}, over {num_problems} problems)."
     if nex.gain_high < 0:
         best = max(LABEL_FREE, key=lambda name: results[name].accuracy or 0.0)
+        beforehand = said_beforehand([] if diagnostics is None else [diagnostics])
         instead = f"{best} (right in {100 * (results[best].accuracy or 0.0):.1f} %)"
         return (
             f"On this model NEX chooses worse than chance ({found}, over {num_problems} problems); "
-            f"{_said_beforehand(diagnostics)}; of the selectors without labels {instead} was right most often here."
+            f"{beforehand}; of the selectors without labels {instead} was right most often here."
         )
     return (
         f"No difference between NEX's choice and a random one was found over {num_problems} problems ({found}); "
@@ -75,15 +76,21 @@ def conclude(results: Mapping[str, SelectorResult], num_problems: int, diagnosti
     )
 
 
-def _said_beforehand(diagnostics: Diagnostics | None) -> str:
-    warned = [
-        f"{name} {format_diagnostic(name, getattr(diagnostics, name))}"
-        for name in MEANINGS
-        if diagnostics is not None and any(warning.startswith(f"{name} is ") for warning in diagnostics.warnings)
-    ]
-    return (
-        f"the calibration had warned: {', '.join(warned)}" if warned else "no diagnostic of the calibration had warned"
-    )
+def said_beforehand(calibrations: Sequence[Diagnostics]) -> str:
+    """Say which diagnostics had warned, with the lowest and the highest value; of several calibrations in how many."""
+    warned = []
+    for name in MEANINGS:
+        values = [
+            getattr(each, name)
+            for each in calibrations
+            if any(warning.startswith(f"{name} is ") for warning in each.warnings)
+        ]
+        if values:
+            ends = dict.fromkeys(format_diagnostic(name, value) for value in (min(values), max(values)))
+            counted = f" ({len(values)} of {len(calibrations)})" if len(calibrations) > 1 else ""
+            warned.append(f"{name} {' to '.join(ends)}{counted}")
+    of = "calibrations" if len(calibrations) > 1 else "calibration"
+    return f"the {of} had warned: {', '.join(warned)}" if warned else f"no diagnostic of the {of} had warned"
 
 
 def _last_line(text: str) -> str:

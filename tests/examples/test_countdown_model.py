@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import problems
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import Problem, is_correct
 from safetensors import safe_open
+from study_commands import model_settings, sampling_flags
 from study_settings import ROW_TOKENS, TOP_K
 from tokenizer import END, build_tokenizer
 from tokenizers.decoders import DecodeStream
@@ -22,8 +24,12 @@ from traces import problem_stream, worked_solution
 from train import batches, learning_rate, model_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
+from nex_vllm.storage import model_fingerprint
+
 COUNTDOWN = Path(problems.__file__).parent
 MODEL = COUNTDOWN / "model"
+ROOT = COUNTDOWN.parents[1]
+CHOICE = json.loads((COUNTDOWN / "results" / "settings.json").read_text())
 PROBLEM = Problem((3, 7, 8, 12), 52)
 TOKENIZER = AutoTokenizer.from_pretrained(MODEL)
 
@@ -59,10 +65,35 @@ def test_weights_have_exactly_the_tensors_that_the_config_asks_for_and_are_finit
     assert config["vocab_size"] == len(TOKENIZER)
 
 
-def test_settings_are_one_of_those_that_the_protocol_chooses_among() -> None:
-    settings = json.loads((COUNTDOWN / "settings.json").read_text())
-    assert settings["top_k"] in TOP_K
-    assert settings["row_tokens"] in ROW_TOKENS
+def test_settings_are_those_that_the_study_chose_for_this_model() -> None:
+    assert CHOICE["trial"] is None
+    assert CHOICE["model_fingerprint"] == model_fingerprint(MODEL)
+    assert {(each["top_k"], each["row_tokens"]) for each in CHOICE["grid"]} == set(product(TOP_K, ROW_TOKENS))
+    assert {name: model_settings()[name] for name in CHOICE["chosen"]} == CHOICE["chosen"]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "study.md"], ids=lambda page: page.name)
+def test_pasted_commands_calibrate_with_the_chosen_settings(page: Path) -> None:
+    lines = [line.strip() for line in page.read_text().replace("\\\n", " ").splitlines()]
+    commands = [line for line in lines if re.match(r"nex-vllm calibrate (examples/countdown/)?model ", line)]
+    assert commands
+    for command in commands:
+        flags = {name.replace("-", "_"): int(n) for name, n in re.findall(r"--(top-k|row-tokens) (\d+)", command)}
+        assert flags == CHOICE["chosen"]
+
+
+def test_pasted_commands_of_the_study_sample_and_sweep_as_it_did() -> None:
+    text = (ROOT / "docs" / "study.md").read_text()
+    assert f'SAMPLING="{" ".join(sampling_flags())}"' in text
+    over = [f"--over {name}={','.join(map(str, n))}" for name, n in (("top_k", TOP_K), ("row_tokens", ROW_TOKENS))]
+    assert f"--row-tokens {CHOICE['chosen']['row_tokens']} {' '.join(over)}" in text
+
+
+def test_model_card_names_the_chosen_settings() -> None:
+    card = " ".join((MODEL / "README.md").read_text().split())
+    told = re.search(r"`\.\./settings\.json` holds .*?rows of (\d+) tokens, top-K (\d+) ", card)
+    assert told is not None
+    assert {"row_tokens": int(told[1]), "top_k": int(told[2])} == CHOICE["chosen"]
 
 
 def test_committed_tokenizer_is_the_one_that_the_code_builds() -> None:

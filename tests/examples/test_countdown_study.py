@@ -6,12 +6,12 @@ import itertools
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import study
-import study_page
 from study_commands import CANDIDATES, RUNS, Folders, Trial, candidate_seed
 from study_figures import figures
 from study_page import NOT_YET, TABLES, fill_page, model_tables, settings_table
@@ -22,12 +22,11 @@ from study_settings import (
     TOP_K,
     Setting,
     choose,
-    highest_of,
     least_agreement,
     measure_settings,
-    same_draw,
 )
 from study_statistics import Sets, mean_of_runs
+from study_verdict import verdict
 from tokenizer import END, build_tokenizer
 from traces import problem_stream, worked_solution
 
@@ -35,9 +34,20 @@ from nex_vllm.evaluation.comparison import compare
 from nex_vllm.evaluation.diagnostics import diagnose
 from nex_vllm.evaluation.evidence import gather_evidence
 from nex_vllm.evaluation.sums import sum_candidates
-from nex_vllm.storage import CachedResponse, CacheMeta, CacheReader, CacheWriter, WeightsFile, WeightsMeta
+from nex_vllm.storage import (
+    CachedResponse,
+    CacheMeta,
+    CacheReader,
+    CacheWriter,
+    Diagnostics,
+    WeightsFile,
+    WeightsMeta,
+)
+from nex_vllm.storage.comparison_file import write_comparison
 from tests.cli.recorded import NUM_LAYERS, WIDTH, recorded_rows
 from tests.evaluation.tables import table_of
+
+RESULTS = study.HERE / "results"
 
 P, N = 8, 4
 
@@ -70,15 +80,6 @@ def test_settings_are_chosen_by_the_protocols_rule(
 
 def test_admission_of_200_problems_starts_where_the_protocol_says() -> None:
     assert least_agreement(0.25, 200) == pytest.approx(0.311, abs=5e-4)
-
-
-def test_halves_that_tell_nothing_agree_by_chance() -> None:
-    nothing = highest_of(np.ones(4))
-    assert nothing == highest_of(np.full(4, np.nan)) == {0, 1, 2, 3}
-    assert same_draw(nothing, nothing) == same_draw(nothing, {2}) == 0.25
-    assert highest_of(np.array([0.5, np.nan, 0.7, 0.7])) == {2, 3}
-    assert same_draw({2, 3}, {2}) == 0.5
-    assert (same_draw({1}, {1}), same_draw({1}, {2})) == (1.0, 0.0)
 
 
 def test_runs_share_no_candidate_and_a_seed_belongs_to_one_response() -> None:
@@ -172,6 +173,10 @@ def test_figures_are_those_that_compare_gives_for_each_run(runs: list[Run]) -> N
         gain = run.comparison.selectors["nex"].gain
         assert found["minus_random"]["nex"]["runs"][k] == pytest.approx(gain)
         assert found["each_run"][k]["nex_minus_random"]["value"] == pytest.approx(gain)
+        like = found["length"]["pairs_like"]["runs"][k]
+        assert like == pytest.approx(run.comparison.nex.like_length.value), "of the same pairs as in comparison.json"
+    num_pairs = sum(run.comparison.nex.like_length_pairs for run in runs if run.comparison.nex is not None)
+    assert found["length"]["pairs_like"]["num_pairs"] == num_pairs > 0
     assert found["num_sets"] == P // 2
     # The first run's own weights choose among its rows as `compare` did.
     same = found["same_candidates"]
@@ -232,6 +237,21 @@ def test_page_is_filled_place_by_place_and_says_what_is_not_measured(runs: list[
         fill_page(page + "<!-- figures: settings -->\n", None, [])
 
 
+WARNED = [
+    Diagnostics(score_length_correlation=0.2, warnings=("score_length_correlation is +0.20, above +0.1: longer",)),
+    Diagnostics(
+        score_length_correlation=0.3,
+        first_cycle_share=0.96,
+        warnings=(
+            "score_length_correlation is +0.30, above",
+            "first_cycle_share is 0.96, above",
+            "late_bad_mass cannot",
+        ),
+    ),
+    Diagnostics(score_length_correlation=-0.1, first_cycle_share=0.8),
+]
+
+
 @pytest.mark.parametrize(
     ("gain", "seeds", "like", "words"),
     [
@@ -241,10 +261,17 @@ def test_page_is_filled_place_by_place_and_says_what_is_not_measured(runs: list[
             (0.55, 0.7),
             "Above chance. NEX best of 4 minus random, training seed 1: +5.0 (+2.0 to +8.0)",
         ),
-        ((0.05, 0.02, 0.08), (1,), (0.45, 0.55), "in pairs of like length no difference was found"),
-        ((0.05, 0.02, 0.08), (1,), (0.4, 0.45), "in pairs of like length the right one scores lower"),
-        ((0.05, 0.02, 0.08), (1,), (None, None), "no pairs of like length"),
-        ((-0.05, -0.08, -0.02), (1,), (0.5, 0.6), "`logprob` was right most often here, with 60.0 %"),
+        ((0.05, 0.02, 0.08), (1,), (0.45, 0.55), "in pairs of like length (within 20 %) no difference was found"),
+        ((0.05, 0.02, 0.08), (1,), (0.4, 0.45), "in pairs of like length (within 20 %) the right one scores lower"),
+        ((0.05, 0.02, 0.08), (1,), (None, None), "no pairs of like length (within 20 %)"),
+        (
+            (-0.05, -0.08, -0.02),
+            (1,),
+            (0.5, 0.6),
+            "Below chance. NEX best of 4 minus random, training seed 1: -5.0 (-8.0 to -2.0). Beforehand, the "
+            "calibrations had warned: score_length_correlation +0.200 to +0.300 (2 of 3), first_cycle_share 0.960 (1 "
+            "of 3); of the selectors without labels `logprob` was right most often here, with 60.0 %.",
+        ),
         ((0.05, -0.02, 0.08), (1,), (0.5, 0.6), "No difference was found."),
         ((0.05, 0.02, 0.08), (1, -1), (0.55, 0.6), "The sign differs between training seeds. Above chance."),
     ],
@@ -256,13 +283,14 @@ def test_what_is_said_is_what_the_protocol_says(
     outcomes = [
         {
             "training_seed": number,
+            "diagnostics": [each.to_json() for each in WARNED],
             "accuracy": accuracy,
             "minus_random": {"nex": dict(zip(("value", "low", "high"), [sign * each for each in gain], strict=True))},
             "length": {"pairs_like": {"value": 0.5, "low": like[0], "high": like[1], "num_pairs": 9}},
         }
         for number, sign in enumerate(seeds, start=1)
     ]
-    assert words in study_page._verdict(outcomes)
+    assert words in verdict(outcomes)
 
 
 def test_settings_are_measured_on_recordings_of_single_tokens(tmp_path: Path) -> None:
@@ -285,7 +313,10 @@ def test_settings_are_measured_on_recordings_of_single_tokens(tmp_path: Path) ->
 
 
 def test_committed_page_says_what_the_committed_results_say(tmp_path: Path) -> None:
+    outcomes = sorted(path.name for path in RESULTS.glob("seed-*.json"))
+    assert outcomes in ([], ["seed-1.json", "seed-2.json", "seed-3.json"]), "all three models or none"
     page = study.PAGES[0].read_text()
+    assert page.count(NOT_YET) == (0 if outcomes else len(TABLES))
     for step in ("settings", "test", "table"):
         assert f"study.py {step}" in page
     study.write_table(check=True)
@@ -293,6 +324,29 @@ def test_committed_page_says_what_the_committed_results_say(tmp_path: Path) -> N
     stale.write_text(page.replace("<!-- figures end -->", "one more word\n<!-- figures end -->", 1))
     with pytest.raises(SystemExit, match="says something else"):
         study.write_table(pages=[stale], check=True)
+
+
+def test_table_without_results_changes_no_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- figures: verdict -->\n\nAbove chance.\n\n<!-- figures end -->\n")
+    before = page.read_text()
+    for check in (False, True):
+        with pytest.raises(SystemExit, match=r"there has neither settings\.json nor a seed-\*\.json"):
+            study.write_table(tmp_path / "there", [page], check)
+    assert page.read_text() == before
+
+
+def test_a_run_whose_noise_was_cut_off_is_gone_on_with(tmp_path: Path, runs: list[Run]) -> None:
+    """`compare` writes its outcome before it measures the noise, which only the first run has."""
+    assert not study.is_compared(tmp_path, has_noise=False)
+    comparison = runs[0].comparison
+    assert comparison.diagnostics is not None
+    write_comparison(tmp_path / "comparison.json", comparison)
+    assert study.is_compared(tmp_path, has_noise=False)
+    assert not study.is_compared(tmp_path, has_noise=True)
+    measured = replace(comparison, diagnostics=replace(comparison.diagnostics, score_noise=1e-6))
+    write_comparison(tmp_path / "comparison.json", measured)
+    assert study.is_compared(tmp_path, has_noise=True)
 
 
 def test_table_refuses_the_outcome_of_a_trial(tmp_path: Path) -> None:
