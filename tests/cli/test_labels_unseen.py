@@ -15,10 +15,9 @@ from nex_vllm.evaluation.tabulation import RECORDED
 from nex_vllm.storage import CandidateTable, model_fingerprint, read_candidates, save_selector, write_candidates
 from nex_vllm.storage.selector_file import SelectorFile
 from tests.cli import fake_engine
-from tests.cli.conftest import Run, write_lines
+from tests.cli.conftest import Run, ok, write_lines
 from tests.cli.fake_engine import FakeEngine, FakeSession
 from tests.cli.recorded import ROW_TOKENS, TOP_K, recorded_rows, write_cache
-from tests.cli.test_comparing import ok
 
 NUM_PROBLEMS, N = 10, 4
 
