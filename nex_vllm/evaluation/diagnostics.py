@@ -33,7 +33,6 @@ MEANINGS: Mapping[str, str] = {
 
 MOST_LENGTH_CORRELATION = 0.1
 MOST_UNDER_TWO_CYCLES = 0.5
-MOST_FIRST_CYCLE = 0.9
 MOST_LATE_BAD_MASS = 0.5
 MOST_NOISE = 0.1
 """Of the spread."""
@@ -218,12 +217,6 @@ def _passed_thresholds(found: Diagnostics) -> list[str]:
         warnings.append(
             f"share_under_two_cycles is {under_two:.2f}, above {MOST_UNDER_TWO_CYCLES}: most responses{too_short} give "
             "no evidence; sample longer responses, or record with a smaller --row-tokens"
-        )
-    first = found.first_cycle_share
-    if first is not None and first > MOST_FIRST_CYCLE:
-        warnings.append(
-            f"first_cycle_share is {first:.2f}, above {MOST_FIRST_CYCLE}: good neurons are nearly all those that are "
-            f"new when a response begins, as everything is then, so that whatever comes up later costs score; {_ADVICE}"
         )
     if late is not None and late > MOST_LATE_BAD_MASS:
         warnings.append(

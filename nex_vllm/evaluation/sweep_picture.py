@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nex_vllm.evaluation.diagnostics import (
-    MOST_FIRST_CYCLE,
     MOST_LATE_BAD_MASS,
     MOST_LENGTH_CORRELATION,
     MOST_UNDER_TWO_CYCLES,
@@ -26,11 +25,11 @@ PANELS: Sequence[tuple[str, str, float | None]] = (
     ("score_length_correlation", "score and length", MOST_LENGTH_CORRELATION),
     ("split_half_agreement", "halves agree", None),
     ("share_under_two_cycles", "under two cycles", MOST_UNDER_TWO_CYCLES),
-    ("first_cycle_share", "from first cycles", MOST_FIRST_CYCLE),
+    ("first_cycle_share", "from first cycles", None),
     ("late_bad_mass", "late bad mass", MOST_LATE_BAD_MASS),
     ("score_spread", "score spread", None),
 )
-"""Diagnostic, title, and the threshold of its warning."""
+"""Diagnostic, title, and the threshold of its warning where that is one number."""
 
 Values = Sequence[tuple[Value, SweepPoint]]
 Blocks = Sequence[tuple[str, Values]]

@@ -241,14 +241,14 @@ WARNED = [
     Diagnostics(score_length_correlation=0.2, warnings=("score_length_correlation is +0.20, above +0.1: longer",)),
     Diagnostics(
         score_length_correlation=0.3,
-        first_cycle_share=0.96,
+        share_under_two_cycles=0.96,
         warnings=(
             "score_length_correlation is +0.30, above",
-            "first_cycle_share is 0.96, above",
+            "share_under_two_cycles is 0.96, above",
             "late_bad_mass cannot",
         ),
     ),
-    Diagnostics(score_length_correlation=-0.1, first_cycle_share=0.8),
+    Diagnostics(score_length_correlation=-0.1, share_under_two_cycles=0.4),
 ]
 
 
@@ -269,8 +269,8 @@ WARNED = [
             (1,),
             (0.5, 0.6),
             "Below chance. NEX best of 4 minus random, training seed 1: -5.0 (-8.0 to -2.0). Beforehand, the "
-            "calibrations had warned: score_length_correlation +0.200 to +0.300 (2 of 3), first_cycle_share 0.960 (1 "
-            "of 3); of the selectors without labels `logprob` was right most often here, with 60.0 %.",
+            "calibrations had warned: score_length_correlation +0.200 to +0.300 (2 of 3), share_under_two_cycles 0.960 "
+            "(1 of 3); of the selectors without labels `logprob` was right most often here, with 60.0 %.",
         ),
         ((0.05, -0.02, 0.08), (1,), (0.5, 0.6), "No difference was found."),
         ((0.05, 0.02, 0.08), (1, -1), (0.55, 0.6), "The sign differs between training seeds. Above chance."),
