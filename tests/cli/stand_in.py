@@ -15,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Self
 
 import nex_vllm
-from nex_vllm.cli import comparing, main, noise, recording
+from nex_vllm.cli import comparison_files, main, noise, recording
 from nex_vllm.cli.session import EngineRequest, EngineResult
 from nex_vllm.storage import cache_writer
 from nex_vllm.storage.comparison_file import write_comparison
@@ -95,6 +95,6 @@ if __name__ == "__main__":
     fake_engine.FakeEngine = NotingEngine  # type: ignore[misc]
     recording.Session = fake_engine.FakeSession  # type: ignore[misc]
     noise.forced_session = lambda *_, **__: ScoringSession()  # type: ignore[assignment]
-    comparing.write_comparison = _halting_write  # type: ignore[assignment]
+    comparison_files.write_comparison = _halting_write  # type: ignore[assignment]
     cache_writer.COMMIT_RESPONSES = COMMIT
     main()
