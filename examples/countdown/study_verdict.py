@@ -23,6 +23,8 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     gain = f"NEX best of 4 minus random, training seed {first['training_seed']}: {points(main)}."
     if main["low"] is None:
         return " ".join([*words, gain, "There is one set of numbers, so no interval."])
+    best = max(LABEL_FREE, key=lambda name: first["accuracy"][name]["value"])
+    rival = f"of {', '.join(LABEL_FREE)}, {best} was right most often: {percent(first['accuracy'][best]['value'])}"
     if main["low"] > 0:
         words.append(f"Above chance. {gain}")
         words += _of_like_length(first["length"]["pairs_like"])
@@ -32,14 +34,13 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
             "models."
         )
     elif main["high"] < 0:
-        best = max(LABEL_FREE, key=lambda name: first["accuracy"][name]["value"])
         beforehand = said_beforehand([decode_diagnostics(json.dumps(each), "a run") for each in first["diagnostics"]])
-        words.append(
-            f"Below chance. {gain} Beforehand, {beforehand}; of the selectors without labels `{best}` was right most "
-            f"often here, with {percent(first['accuracy'][best]['value'])}."
-        )
+        words.append(f"Below chance. {gain} Beforehand, {beforehand}; {rival}.")
     else:
         words.append(f"No difference was found. {gain}")
+    if main["high"] >= 0:
+        nex = percent(first["accuracy"]["nex"]["value"])
+        words.append(f"NEX's choice was right in {nex}; {rival}.")
     if len(outcomes) > 1:
         others = "; ".join(f"seed {each['training_seed']}: {points(each['minus_random']['nex'])}" for each in outcomes)
         words.append(f"By training seed: {others}.")
