@@ -111,7 +111,7 @@ def test_a_thousand_responses_are_listed_searched_and_opened(browser: Page, tmp_
     said = value(browser, "responses")
     assert "The first 1000 of 1030 responses are here (no more were asked for); all of them count in tables" in said
 
-    for letters, found in (("THE NEEDLE 7", 111), ("2", 7), ("6.", 1)):
+    for letters, found in (("THE NEEDLE 7", 111), ("2", 11), ("6.", 1)):
         browser.evaluate("document.getElementById('search').focus()")
         browser.call("Input.insertText", text=letters)
         assert value(browser, "found") == f"{found} of 1000"
