@@ -15,7 +15,7 @@ $(READY): pyproject.toml tools/setup.sh tools/vllm-metadata/pyproject.toml
 	@bash tools/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $(READY)
 
-demo: setup ## Calibrate the shipped model, then choose the best of 3 on problems it has not seen.
+demo: setup ## Calibrate the shipped model, then choose among 4 answers to problems it has not seen.
 	@$(BIN)/nex-vllm demo
 
 # Two at a time: an engine under test is one thread, and takes up to 3 GB.

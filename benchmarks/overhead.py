@@ -54,7 +54,7 @@ PAUSE_SECONDS = 0.2
 def make_prompts(count: int, workload: str, model: Path) -> Prompts:
     """Return the shipped model's own problems to decode from, and random tokens for everything else."""
     if workload == "decode" and model.resolve() == SHIPPED.resolve():
-        lines = (COUNTDOWN / "test.jsonl").read_text().splitlines()
+        lines = (COUNTDOWN / "development.jsonl").read_text().splitlines()
         return [json.loads(lines[i % len(lines)])["prompt"] for i in range(count)]
     rng = np.random.default_rng(count)
     size = (count, PROMPT_TOKENS[workload])

@@ -105,7 +105,7 @@ def main() -> None:
 
     from nex_vllm import SamplingParams
 
-    lines = (COUNTDOWN / "test.jsonl").read_text().splitlines()
+    lines = (COUNTDOWN / "development.jsonl").read_text().splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines[: options.sequences // SAMPLES]]
     params = SamplingParams(n=SAMPLES, nex_select=True, max_tokens=options.tokens, ignore_eos=True, temperature=0.7)
     timer = Timer()

@@ -1,4 +1,4 @@
-"""Measure the model on the held-out problems: pass@1, what a perfect choice among n would give, and lengths."""
+"""Measure the model on held-out problems: pass@1, what a perfect choice among n would give, and lengths."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def quantiles(values: list[int]) -> str:
 def main(
     model: Annotated[Path, typer.Option(help="Model folder.")] = HERE / "model",
     problems: Annotated[Path, typer.Option(help="Problems with numbers and target, one JSON object a line.")] = HERE
-    / "test.jsonl",
+    / "development.jsonl",
     samples: Annotated[int, typer.Option(help="Responses for each problem.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Sampling seed.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,

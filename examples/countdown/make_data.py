@@ -1,4 +1,8 @@
-"""Write the held-out problems (test.jsonl) and the unlabelled prompts for calibration (calibration.jsonl)."""
+"""Write the held-out problems (test.jsonl, development.jsonl) and the unlabelled prompts for calibration.
+
+calibration.jsonl has the first 60 prompts of its split; calibration-2.jsonl to calibration-5.jsonl, which are not
+committed, have the next ones, so that a measurement can be repeated with five calibrations that share no prompt.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from tqdm import tqdm
 from traces import problem_stream, worked_solution
 
 HERE = Path(__file__).resolve().parent
-TEST_PROBLEMS, CALIBRATION_PROMPTS = 500, 60
+TEST_PROBLEMS, DEVELOPMENT_PROBLEMS, CALIBRATION_PROMPTS, CALIBRATIONS = 500, 200, 60, 5
 
 
 def held_out(split: Split, count: int, seed: int) -> list[Problem]:
@@ -35,12 +39,12 @@ def right_answer(problem: Problem, rng: random.Random) -> str:
             return str(final_expression(text))
 
 
-def test_lines(problems: Iterable[Problem], seed: int) -> list[dict[str, object]]:
-    """Return the lines of test.jsonl; ``answer`` is one right expression among possibly many."""
+def problem_lines(split: Split, problems: Iterable[Problem], seed: int) -> list[dict[str, object]]:
+    """Return the lines of test.jsonl or development.jsonl; ``answer`` is one right expression among possibly many."""
     rng = random.Random(seed)
     return [
         {
-            "id": f"test-{i:03d}",
+            "id": f"{split}-{i:03d}",
             "prompt": problem.prompt,
             "numbers": problem.numbers,
             "target": problem.target,
@@ -50,19 +54,30 @@ def test_lines(problems: Iterable[Problem], seed: int) -> list[dict[str, object]
     ]
 
 
-def calibration_lines(problems: Iterable[Problem]) -> list[dict[str, object]]:
-    """Return the lines of calibration.jsonl: prompts alone, since calibration needs no answers."""
-    return [{"id": f"calibration-{i:02d}", "prompt": problem.prompt} for i, problem in enumerate(problems)]
+def calibration_files(seed: int) -> dict[str, list[dict[str, object]]]:
+    """Return five files of 60 prompts each, no prompt in two of them: calibration needs no answers."""
+    problems = held_out("calibration", CALIBRATIONS * CALIBRATION_PROMPTS, seed)
+    lines: list[dict[str, object]] = [
+        {"id": f"calibration-{i:02d}", "prompt": problem.prompt} for i, problem in enumerate(problems)
+    ]
+    files = {}
+    for k in range(CALIBRATIONS):
+        name = f"calibration-{k + 1}.jsonl" if k else "calibration.jsonl"
+        files[name] = lines[k * CALIBRATION_PROMPTS : (k + 1) * CALIBRATION_PROMPTS]
+    return files
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder to write both files into.")] = HERE,
+    out: Annotated[Path, typer.Option(help="Folder to write the files into.")] = HERE,
     seed: Annotated[int, typer.Option(help="Seed of the choice among the held-out problems.")] = 1,
+    all_calibrations: Annotated[bool, typer.Option(help="Write calibration-2.jsonl to -5.jsonl as well.")] = False,
 ) -> None:
-    """Write test.jsonl and calibration.jsonl; the same seed writes the same bytes."""
+    """Write test.jsonl, development.jsonl and calibration.jsonl; the same seed writes the same bytes."""
+    calibrations = calibration_files(seed)
     files = {
-        "test.jsonl": test_lines(held_out("test", TEST_PROBLEMS, seed), seed),
-        "calibration.jsonl": calibration_lines(held_out("calibration", CALIBRATION_PROMPTS, seed)),
+        "test.jsonl": problem_lines("test", held_out("test", TEST_PROBLEMS, seed), seed),
+        "development.jsonl": problem_lines("development", held_out("development", DEVELOPMENT_PROBLEMS, seed), seed),
+        **(calibrations if all_calibrations else {"calibration.jsonl": calibrations["calibration.jsonl"]}),
     }
     for name, lines in tqdm(files.items(), unit="file"):
         (out / name).write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,5 +1,7 @@
 """Countdown problems: what one is, which split it belongs to, and whether an answer to it is right.
 
+`grade` is for `nex-vllm compare --grader examples/countdown/problems.py:grade`.
+
 A problem is a handful of small numbers and a target; an answer is an arithmetic expression that uses each
 number exactly once and has the target as its value. Standard library only, so that a demo may load this file
 by its path.
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-Split = Literal["train", "test", "calibration"]
+Split = Literal["train", "test", "calibration", "development"]
 
 SMALLEST_NUMBER, LARGEST_NUMBER = 1, 13
 SMALLEST_TARGET, LARGEST_TARGET = 10, 99
@@ -46,13 +48,17 @@ class Problem:
     def split(self) -> Split:
         """Return the only split in which this problem may occur, whatever the order of its numbers.
 
-        It is read off a hash of the canonical spelling: 6 % of all problems belong to the test set, 2 % to
-        calibration, and no seed can move one into training.
+        It is read off a hash of the sorted numbers alone, so that the same numbers with another target are in
+        the same split: 10 % of all sets of numbers belong to test, 5 % to calibration, 5 % to development, and
+        no seed can move one into training.
         """
-        bucket = int.from_bytes(hashlib.sha256(self.canonical.encode()).digest()[:8], "big") % 100
-        if bucket < 6:
+        numbers = " ".join(map(str, sorted(self.numbers)))
+        bucket = int.from_bytes(hashlib.sha256(numbers.encode()).digest()[:8], "big") % 100
+        if bucket < 10:
             return "test"
-        return "calibration" if bucket < 8 else "train"
+        if bucket < 15:
+            return "calibration"
+        return "development" if bucket < 20 else "train"
 
 
 class _MalformedError(ValueError):
@@ -144,3 +150,26 @@ def is_correct(numbers: Sequence[int], target: int, response_text: str) -> bool:
     except _MalformedError:
         return False
     return value == target and parser.used == Counter(numbers)
+
+
+def value_of(expression: str) -> Fraction | None:
+    """Return the value of an expression, whatever numbers it uses; None where it is none, or divides by zero."""
+    try:
+        return _Parser(expression).parse()
+    except _MalformedError:
+        return None
+
+
+def grade(response: str, answer: str) -> bool:
+    """Say whether a response is right, where ``answer`` is one right expression of many.
+
+    Numbers and target of the problem are those of ``answer``.
+
+    Raises:
+        ValueError: ``answer`` is not an expression, or its value is not a whole number.
+    """
+    parser = _Parser(answer)
+    target = parser.parse()
+    if target.denominator != 1:
+        raise ValueError(f"the right answer {answer!r} makes {target}, expected a whole number")
+    return is_correct(tuple(parser.used.elements()), int(target), response)

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 END, PAD, UNKNOWN = "<|end|>", "<|pad|>", "<|unknown|>"
 WORDS = (
     *("Make", "from", "Plan", "products", "sums", "differences", "quotients", "anything", "first"),
-    *("Try", "Again", "then", "or", "left", "so", "yes", "not", "check", "Answer"),
-    *("Have", "want", "uses", "makes"),
+    *("Have", "want", "Try", "Again", "then", "or", "left", "so", "Answer"),
 )
 SIGNS = tuple("+-*/=().:,;!?")
 

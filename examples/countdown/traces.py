@@ -1,10 +1,12 @@
-"""Make Countdown problems and write worked solutions that search, back out and only then commit.
+"""Make Countdown problems and write worked solutions that search, back out and end where they came closest.
 
-A worked solution follows the idea of Stream of Search: it names a plan, tries combinations, gives up on some,
-comes back to others, and after it has reached the target it checks its steps and states the answer. Which
-branches it takes is random, but at every fork it is pulled towards branches that do lead to the target, so
-that a model that imitates it learns where to look first. When its patience is at an end it settles for the
-closest it has come, and ends like any other: by checking its steps and stating the answer.
+A worked solution follows the idea of Stream of Search: it names a plan, tries combinations, gives up on some
+and comes back to others. Every leaf of the search, right or wrong, is the same two lines: the last step and
+``Answer:`` with the whole expression. No word belongs to success or to failure.
+
+Which branches it takes is random, but at every fork it is pulled towards branches that do lead to the target,
+so that a model that imitates it learns where to look first. Having reached the target it stops; when its patience
+is at an end it stops without, at the closest leaf it has seen: it walks back there by the same lines as everywhere.
 """
 
 from __future__ import annotations
@@ -33,8 +35,14 @@ SHARE_OF_FOUR = 0.7
 PLANS = {"products": "*", "sums": "+", "differences": "-", "quotients": "/", "anything": ""}
 """The plan that a solution names in its first line, and the operation that it then prefers."""
 
-PATIENCE = (150, 380)
-"""Words after which a solution settles for the closest it has come, drawn for each between these."""
+PATIENCE = (260, 380)
+"""Words after which a solution looks no further, drawn for each between these."""
+
+NEW_PLAN = 0.3
+"""How often a new start changes the plan."""
+
+REVISIT = 0.2
+"""How often a new start goes back to a first step that was tried before."""
 
 Step = tuple[int, str, int, int]
 """``(a, operation, b, value)``, read ``a operation b = value``."""
@@ -95,14 +103,15 @@ class _Writer:
         self.problem, self.rng = problem, rng
         self.plan = rng.choice(tuple(PLANS))
         # How strongly this solution is pulled towards branches that work: some are lucky, some search for long.
-        self.insight = rng.uniform(0.2, 0.65)
+        self.insight = rng.uniform(0.1, 0.6)
         self.patience = rng.randint(*PATIENCE)
         numbers = " ".join(map(str, problem.numbers))
         self.lines = [f"Plan: {self.plan} first", f"Have {numbers} want {problem.target}"]
         self.words = 0
-        self.dead_ends = 0
+        self.leaves = 0
         self.tried: set[tuple[Step, ...]] = set()
         self.closest: tuple[Step, ...] = ()
+        self.latest: tuple[Step, ...] = ()
 
     def _write(self, line: str) -> None:
         self.lines.append(line)
@@ -111,55 +120,78 @@ class _Writer:
     def _works(self, numbers: tuple[int, ...]) -> bool:
         return self.problem.target in reachable(numbers)
 
+    def _distance(self, path: tuple[Step, ...]) -> int:
+        return abs(path[-1][3] - self.problem.target)
+
     def _choose(self, path: tuple[Step, ...], numbers: tuple[int, ...]) -> Step:
         """Pick the next step after a path: one that works if the pull wins, else any, mostly a new one."""
         steps = steps_of(numbers)
-        if self.dead_ends >= 2 and self.rng.random() < self.insight:
+        if self.leaves >= 2 and self._distance(self.closest) and self.rng.random() < self.insight:
             steps = tuple(s for s in steps if self._works(after(numbers, s))) or steps
-        if self.rng.random() > 0.1:  # one time in ten it may come back to where it was
-            steps = tuple(s for s in steps if (*path, s) not in self.tried) or steps
+        revisits = not path and self.rng.random() < REVISIT
+        steps = tuple(s for s in steps if ((*path, s) in self.tried) == revisits) or steps
         preferred = PLANS[self.plan]
         return self.rng.choices(steps, [4 if s[1] == preferred else 1 for s in steps])[0]
 
-    def _last(self, path: tuple[Step, ...], numbers: tuple[int, ...]) -> Step | None:
-        """Combine the last two numbers; return the step that makes the target, or None after a dead end."""
-        target = self.problem.target
-        steps = sorted(steps_of(numbers), key=lambda s: abs(s[3] - target))
-        if steps and steps[0][3] == target:
-            a, op, b, value = steps[0]
-            self._write(f"so {a} {op} {b} = {value} yes")
-            return steps[0]
-        for a, op, b, value in steps[: self.rng.choice((1, 1, 2))]:
-            self._write(f"so {a} {op} {b} = {value} not {target}")
-        if not self.closest or abs(steps[0][3] - target) < abs(self.closest[-1][3] - target):
-            self.closest = (*path, steps[0])
-        self.dead_ends += 1
-        return None
+    def _step(self, path: tuple[Step, ...], numbers: tuple[int, ...], step: Step, visit: int) -> tuple[int, ...]:
+        """Write one step after a path, the ``visit``-th from there in a row, and return what it leaves."""
+        # The new plan is for the steps after this one, so that a walk back goes with it as well as a try does.
+        if not path and visit and self.rng.random() < NEW_PLAN:
+            self.plan = self.rng.choice([plan for plan in PLANS if plan != self.plan])
+            self._write(f"Plan: {self.plan} first")
+        again = (*path, step) in self.tried
+        word = ("Again" if again else "Try") if not path else ("or" if visit else "then")
+        self.tried.add((*path, step))
+        left = after(numbers, step)
+        a, op, b, value = step
+        self._write(f"{word} {a} {op} {b} = {value} left {' '.join(map(str, left))} want {self.problem.target}")
+        return left
 
-    def _explore(self, path: tuple[Step, ...], numbers: tuple[int, ...]) -> tuple[Step, ...] | None:
-        """Search below a path; return the steps of a solution, or None when it is time to back out."""
+    def _leaf(self, path: tuple[Step, ...], step: Step) -> None:
+        """Write the two lines of a leaf; reaching the target ends the search."""
+        a, op, b, value = step
+        self.latest = (*path, step)
+        self._write(f"so {a} {op} {b} = {value}")
+        self._write(f"{ANSWER_MARK} {expression_of(self.problem.numbers, self.latest)}")
+        self.leaves += 1
+        if not self.closest or self._distance(self.latest) <= self._distance(self.closest):
+            self.closest = self.latest
+        if value == self.problem.target:
+            self.patience = 0
+
+    def _explore(self, path: tuple[Step, ...], numbers: tuple[int, ...]) -> None:
+        """Search below a path until it is time to back out."""
         if len(numbers) == 2:
-            last = self._last(path, numbers)
-            return (*path, last) if last else None
+            # The nearest value that the last two numbers make.
+            return self._leaf(path, min(steps_of(numbers), key=lambda s: abs(s[3] - self.problem.target)))
         # At the top there is nothing to back out to but the end of the search.
         for visit in count() if not path else range(self.rng.choice((1, 2, 2, 3))):
-            if visit and self.words > self.patience:
+            if visit and self.words >= self.patience:
                 return None
             step = self._choose(path, numbers)
-            left = after(numbers, step)
-            again = (*path, step) in self.tried
-            word = ("Again" if again else "Try") if not path else ("or" if visit else "then")
-            self.tried.add((*path, step))
-            a, op, b, value = step
-            self._write(f"{word} {a} {op} {b} = {value} left {' '.join(map(str, left))}")
-            found = self._explore((*path, step), left)
-            if found:
-                return found
+            self._explore((*path, step), self._step(path, numbers, step, visit))
         return None
 
-    def solution(self) -> tuple[Step, ...]:
-        """Search until the target is reached or patience is at an end; return the steps that came closest."""
-        return self._explore((), self.problem.numbers) or self.closest
+    def _walk_back(self) -> None:
+        """Write the way from the latest leaf to the closest one, if that is another, and its two lines."""
+        if self.latest == self.closest:
+            return
+        numbers, visit = self.problem.numbers, 0
+        for depth, step in enumerate(self.closest[:-1]):
+            path = self.closest[:depth]
+            # Steps that the latest leaf shares stand; the first that differs is another visit, the rest are first ones.
+            if self.latest[: depth + 1] == self.closest[: depth + 1]:
+                numbers = after(numbers, step)
+                continue
+            visit = int(self.latest[:depth] == path)
+            numbers = self._step(path, numbers, step, visit)
+        self._leaf(self.closest[:-1], self.closest[-1])
+
+    def write(self) -> str:
+        """Return the whole solution: the plan, the search, and the closest leaf at its end."""
+        self._explore((), self.problem.numbers)
+        self._walk_back()
+        return "\n".join(self.lines)
 
 
 def expression_of(numbers: tuple[int, ...], steps: tuple[Step, ...]) -> str:
@@ -177,15 +209,10 @@ def expression_of(numbers: tuple[int, ...], steps: tuple[Step, ...]) -> str:
 
 
 def worked_solution(problem: Problem, rng: random.Random) -> str:
-    """Return one worked solution: plan, search, check, answer; wrong where patience was at an end before.
+    """Return one worked solution: a plan, a search, and last its closest leaf; wrong where patience ended before.
 
     Raises ValueError where no steps within 1..LARGEST_VALUE solve the problem.
     """
     if problem.target not in reachable(problem.numbers):
         raise ValueError(f"no steps with values in 1..{LARGEST_VALUE} make the target: {problem.canonical}")
-    writer = _Writer(problem, rng)
-    steps = writer.solution()
-    checks = [f"check {a} {op} {b} = {value}" for a, op, b, value in steps]
-    uses = f"uses {' '.join(map(str, problem.numbers))} makes {steps[-1][3]}"
-    answer = f"{ANSWER_MARK} {expression_of(problem.numbers, steps)}"
-    return "\n".join([*writer.lines, *checks, uses, answer])
+    return _Writer(problem, rng).write()

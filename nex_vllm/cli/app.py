@@ -14,7 +14,14 @@ import typer
 from nex_vllm.cli import engine_options, options
 from nex_vllm.cli.engine_options import Command, EngineCommand
 from nex_vllm.cli.options import CreditName, PartName
-from nex_vllm.cli.plans import TABLE_FLAGS, fill_plan, recording_plan, refuse_flags, refuse_recording_flags
+from nex_vllm.cli.plans import (
+    TABLE_FLAGS,
+    fill_plan,
+    given_number,
+    recording_plan,
+    refuse_flags,
+    refuse_recording_flags,
+)
 from nex_vllm.cli.quiet import quiet_vllm
 from nex_vllm.errors import InputError
 
@@ -81,14 +88,16 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one argument per flag
     """Learn neuron weights from a model's own responses to some prompts, without labels.
 
     Forty to sixty problems of the kind you will ask are enough. Either record and learn in one go (MODEL and
-    --prompts), or learn from what was recorded before (--from-cache).
+    --prompts), or learn from what was recorded before (--from-cache): as it was recorded or, where they follow from it,
+    in rows of --row-tokens and with the --top-k neurons that `sweep` found best.
     """
     from nex_vllm.cli import calibration
 
     learning = fill_plan(calibration.LearningPlan, context)
     if from_cache is not None:
         refuse_recording_flags(context)
-        calibration.run_calibrate_from_cache(from_cache, learning)
+        rows = given_number(context, "top_k"), given_number(context, "row_tokens")
+        calibration.run_calibrate_from_cache(from_cache, learning, *rows)
         return
     if model is None or prompts is None:
         missing = "MODEL" if model is None else "--prompts FILE"
@@ -209,21 +218,23 @@ def compare(  # noqa: PLR0913, PLR0917 - one argument per flag
     known the choices are graded: accuracy, and the difference to a random choice with its interval. Without answers it
     says who agrees with whom. Without --weights and --calibration NEX itself is left out; with them the weights are
     kept in the directory, and some candidates are scored twice at the end, to set the noise of a score against what
-    tells candidates apart. A run that is interrupted, or
-    killed, goes on with the same command; --grader, --extract, --selectors and --weights may change then.
+    tells candidates apart. A run that is interrupted, or killed, goes on with the same command; --grader, --extract,
+    --selectors and --weights may change then.
     """
     quiet_vllm(verbose)
-    from nex_vllm.cli import comparing
+    from nex_vllm.cli.comparing_table import is_table, run_compare_table
 
-    if comparing.is_table(source):
+    if is_table(source):
         refuse_flags(context, TABLE_FLAGS, f"has no effect on the candidates in {source}, which are sampled already")
-        comparing.run_compare_table(Path(source), out, selectors, selector_file, force=force)
+        run_compare_table(Path(source), out, selectors, selector_file, force=force)
         return
     if problems is None or out is None:
         missing = "--problems FILE" if problems is None else "--out DIR"
         raise InputError(f"{missing} is missing; give --problems FILE and --out DIR, or an earlier candidates.parquet")
     if force:
         raise InputError("--force has no effect where candidates are sampled; give a new --out, or leave --force out")
+    from nex_vllm.cli import comparing
+
     comparing.run_compare_model(fill_plan(comparing.ComparisonPlan, context))
 
 
@@ -321,13 +332,13 @@ def report(
     epilog="\b\nExamples:\n  nex-vllm demo\n  nex-vllm demo --problems 200 --out demo-output",
 )
 def demo(
-    problems: Annotated[int, typer.Option(min=1, metavar="N", help="Test problems to choose answers for.")] = 40,
+    problems: Annotated[int, typer.Option(min=1, metavar="N", help="Problems to choose answers for.")] = 40,
     out: options.DemoOut = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Try it: calibrate a small shipped model, then choose the best of three answers to problems it has not seen.
+    """Try it: calibrate a small shipped model, then choose among four answers to problems it has not seen.
 
-    Runs from a source checkout, without a GPU, in a few minutes.
+    Runs from a source checkout, without a GPU, in about two minutes.
     """
     from nex_vllm.cli import demo as demonstration
 

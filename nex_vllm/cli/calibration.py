@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from typer import echo
@@ -15,6 +15,7 @@ from nex_vllm.cli.outcome import InterruptedRunError
 from nex_vllm.cli.recording import RecordingPlan, cache_meta, read_inputs, record_into_cache, sample
 from nex_vllm.cli.report import calibration_lines, format_percent, print_diagnostics, print_table, progress_bar
 from nex_vllm.errors import InputError, NexError
+from nex_vllm.evaluation.derivation import check_derivable, derive_rows
 from nex_vllm.evaluation.diagnostics import diagnose
 from nex_vllm.evaluation.evidence import CalibrationBuilder, prompt_ids, prompt_of
 from nex_vllm.storage import (
@@ -115,32 +116,51 @@ def run_calibrate(recording: RecordingPlan, learning: LearningPlan, cache: Path 
     _write_weights(learner, learning, cache_meta(recording, inputs))
 
 
-def run_calibrate_from_cache(directory: Path, plan: LearningPlan) -> None:
+def run_calibrate_from_cache(
+    directory: Path, plan: LearningPlan, top_k: int | None = None, row_tokens: int | None = None
+) -> None:
     """Learn from every finished response of a cache, which is not changed.
 
+    Args:
+        directory: the cache.
+        plan: how to learn.
+        top_k: neurons of each token that count; as recorded by default.
+        row_tokens: tokens per row, likewise.
+
     Raises:
-        InputError: the cache is damaged or empty, or the output cannot be written.
+        InputError: the cache is damaged or empty, its rows do not give those asked for, or the output cannot be
+            written.
         NexError: rows of the cache are missing, or the responses gave no evidence; nothing is written then.
         InterruptedRunError: Ctrl-C.
     """
     plan.check(directory)
     try:
-        _learn_from_cache(directory, plan)
+        _learn_from_cache(directory, plan, top_k, row_tokens)
     except KeyboardInterrupt:
         raise InterruptedRunError(f"no weights are written, the cache {directory} is as it was") from None
 
 
-def _learn_from_cache(directory: Path, plan: LearningPlan) -> None:
+def _learn_from_cache(
+    directory: Path, plan: LearningPlan, top_k: int | None = None, row_tokens: int | None = None
+) -> None:
     reader = CacheReader(directory)
     reader.check_complete()
+    meta = replace(reader.meta, top_k=top_k or reader.meta.top_k, row_tokens=row_tokens or reader.meta.row_tokens)
+    check_derivable(reader.meta, meta.top_k, meta.row_tokens, directory)
+    if meta.row_tokens == 1:
+        echo(
+            f"note: {directory} has rows of 1 token, which are recorded to make longer ones of them; learning from "
+            "these as they are (--row-tokens makes others)",
+            err=True,
+        )
     if not len(reader):
         raise InputError(f"the cache {directory} has no finished response to learn from; record into it first")
     learner, prompts = Learner(plan), prompt_ids(reader)
     with progress_bar(len(reader), "response") as bar:
         for rows in reader.rows():
-            learner.learn(rows, prompts[rows.response])
+            learner.learn(derive_rows(rows, reader.meta, meta.top_k, meta.row_tokens), prompts[rows.response])
             bar.update()
-    _write_weights(learner, plan, reader.meta)
+    _write_weights(learner, plan, meta)
 
 
 def _write_weights(learner: Learner, plan: LearningPlan, recorded: CacheMeta) -> None:

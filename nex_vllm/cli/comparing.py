@@ -13,17 +13,18 @@ from typer import echo
 from nex_vllm import __version__
 from nex_vllm.algorithm.learned import LearnedSelector
 from nex_vllm.algorithm.signals import DEFAULT_DEEPCONF_WINDOW
-from nex_vllm.cli.comparison_inputs import (
+from nex_vllm.cli.comparison_files import make_directory, write_files, write_outcome
+from nex_vllm.cli.comparison_grading import (
     Grading,
-    Scoring,
     choose_grading,
     fitting_selector,
+    note_on_fitted,
     read_learned,
-    read_scoring,
     refuse_impossible_selectors,
 )
-from nex_vllm.cli.comparison_noise import NOISE_NAME, NoisePlan, add_noise, known_noise, measure_noise_of
+from nex_vllm.cli.comparison_noise import NoisePlan, add_noise, known_noise, measure_noise_of
 from nex_vllm.cli.comparison_report import print_comparison
+from nex_vllm.cli.comparison_scoring import Scoring, read_scoring
 from nex_vllm.cli.engine_options import parse_engine_options
 from nex_vllm.cli.model import ModelFacts, find_model
 from nex_vllm.cli.outcome import InterruptedRunError
@@ -31,29 +32,12 @@ from nex_vllm.cli.recording import RecordingInputs, RecordingPlan, record_into_c
 from nex_vllm.cli.report import progress_bar
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.comparison import Resampling, compare, selector_names
-from nex_vllm.evaluation.picture import draw_comparison
 from nex_vllm.evaluation.problems import ProblemSet, load_problems
 from nex_vllm.evaluation.tabulation import grade_table, sums_of_candidates, tabulate
-from nex_vllm.storage import (
-    CacheReader,
-    CandidateTable,
-    Diagnostics,
-    WeightsFile,
-    read_candidates,
-    save_weights,
-    write_candidates,
-)
-from nex_vllm.storage.comparison_file import WEIGHTS_NAME, Comparison, read_comparison, write_comparison
-from nex_vllm.storage.comparison_settings import (
-    SETTINGS_NAME,
-    ComparisonSettings,
-    canonical_options,
-    check_settings,
-    write_settings,
-)
+from nex_vllm.storage import CacheReader, write_candidates
+from nex_vllm.storage.comparison_file import CACHE_NAME, TABLE_NAME, WEIGHTS_NAME, Comparison
+from nex_vllm.storage.comparison_settings import ComparisonSettings, canonical_options, check_settings, write_settings
 from nex_vllm.storage.noise_file import ScoreNoise
-
-TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME = "candidates.parquet", "comparison.json", "comparison.png", "cache"
 
 FIXED = {"deepconf_window": DEFAULT_DEEPCONF_WINDOW}
 """How signals are measured that no flag changes."""
@@ -106,49 +90,16 @@ class ComparisonPlan:
             )
 
 
-def is_table(source: str) -> bool:
-    """Say whether what `compare` is given is a table of candidates, not a model."""
-    path = Path(source)
-    return path.suffix == ".parquet" or path.is_file()
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How to choose and grade: selectors, where scores come from, what is known of their noise, and what to remark."""
 
-
-def run_compare_table(
-    source: Path, out: Path | None, selectors: str | None, selector_file: Path | None, *, force: bool
-) -> None:
-    """Compare what was sampled before; nothing is written without ``out``.
-
-    Raises:
-        InputError: the table or a selector is unusable, or the directory has a comparison and ``force`` is off.
-    """
-    names = selector_names(selectors)
-    table = read_candidates(source)
-    learned = fitting_selector(read_learned(selector_file, names), selector_file, table.meta)
-    if out is not None:
-        _make_directory(out)
-        there = [out / name for name in (TABLE_NAME, OUTCOME_NAME, PICTURE_NAME) if (out / name).exists()]
-        if there and not force:
-            raise InputError(f"{there[0]} already exists; give another --out, or --force to replace it")
-    diagnostics = _diagnostics_beside(source, table)
-    comparison, table = compare(table, names, learned=learned, diagnostics=diagnostics, seed=table.stated("seed", 0))
-    asked = {} if selectors is None else comparison.left_out
-    for name, reason in asked.items():
-        raise InputError(f"--selectors names {name}, which cannot be applied to {source}: {reason}")
-    print_comparison(comparison)
-    if out is not None:
-        _write(out, comparison, table)
-
-
-def _diagnostics_beside(source: Path, table: CandidateTable) -> Diagnostics | None:
-    """Return what the comparison that the table is of says of its calibration; None where nothing does."""
-    path = source.parent / OUTCOME_NAME
-    if not path.exists():
-        return None
-    try:
-        found = read_comparison(path)
-    except InputError as error:
-        echo(f"note: diagnostics of the calibration are left out: {error}", err=True)
-        return None
-    return found.diagnostics if found.made_with == table.meta else None
+    names: Sequence[str]
+    learned: LearnedSelector | None
+    grading: Grading
+    scoring: Scoring
+    noise: ScoreNoise | None
+    notes: Sequence[str]
 
 
 def run_compare_model(plan: ComparisonPlan) -> None:
@@ -198,10 +149,16 @@ def run_compare_model(plan: ComparisonPlan) -> None:
         },
         has_weights=scoring.weights is not None,
     )
-    noise = known_noise(plan.out, scoring.file)
+    notes = note_on_fitted(selector_file, [problem.id for problem in problems.problems])
+    if scoring.file is not None and scoring.diagnostics is None:
+        notes.append(
+            f"{plan.weights} says nothing of its calibration; calibrate again for diagnostics, or give its cache with "
+            "--calibration"
+        )
+    asked = _Asked(names, learned, grading, scoring, known_noise(plan.out, scoring.file), notes)
     recording = _recording_plan(plan, scoring)
     recording.check()
-    _make_directory(plan.out)
+    make_directory(plan.out)
     cache = plan.out / CACHE_NAME
     settings = _settings(plan, scoring, model, problems, engine_options)
 
@@ -219,27 +176,19 @@ def run_compare_model(plan: ComparisonPlan) -> None:
     record_into_cache(recording, cache, inputs, signals=True, when_locked=hold_to_settings)
     try:
         reader = CacheReader(cache)
-        comparison = _compare_recorded(plan, reader, problems, names, learned, grading, scoring, noise)
+        comparison = _compare_recorded(plan, reader, problems, asked)
     except KeyboardInterrupt:
         raise InterruptedRunError(f"all candidates are in {cache}", "to compare them") from None
-    if scoring.file is not None and noise is None and not plan.no_noise:
+    if scoring.file is not None and asked.noise is None and not plan.no_noise:
         noise_plan = NoisePlan(
             plan.source, plan.out / WEIGHTS_NAME, plan.accept_other_model, plan.verbose, plan.engine_words
         )
         comparison = measure_noise_of(comparison, reader, noise_plan, plan.out)
-        _write_outcome(plan.out, comparison, scoring.file)
+        write_outcome(plan.out, comparison, scoring.file)
 
 
-def _compare_recorded(
-    plan: ComparisonPlan,
-    reader: CacheReader,
-    problems: ProblemSet,
-    names: Sequence[str],
-    learned: LearnedSelector | None,
-    grading: Grading,
-    scoring: Scoring,
-    noise: ScoreNoise | None,
-) -> Comparison:
+def _compare_recorded(plan: ComparisonPlan, reader: CacheReader, problems: ProblemSet, asked: _Asked) -> Comparison:
+    grading, scoring = asked.grading, asked.scoring
     reader.check_complete()
     meta = {
         "model": plan.source,
@@ -271,25 +220,30 @@ def _compare_recorded(
             meta=meta,
             done=bar.update,
         )
-    notices: list[str] = []
+    notes = list(asked.notes)
     if grading.grader is not None:
         if not (plan.out / TABLE_NAME).exists():
             # First without grades: a user's grader may raise.
             write_candidates(plan.out / TABLE_NAME, table)
         table, notice = grade_table(table, problems.problems, grading.grader)
-        notices += [] if notice is None else [notice]
+        notes += [] if notice is None else [notice]
     resampling = None
     if scoring.evidence is not None and grading.grader is not None:
         sums = sums_of_candidates(reader, problems.problems, plan.num_candidates, scoring.evidence.keys)
         resampling = Resampling(scoring.evidence, sums)
     comparison, table = compare(
-        table, names, learned=learned, diagnostics=scoring.diagnostics, resampling=resampling, seed=plan.seed
+        table,
+        asked.names,
+        learned=asked.learned,
+        diagnostics=scoring.diagnostics,
+        resampling=resampling,
+        seed=plan.seed,
     )
-    comparison = replace(comparison, notes=[*comparison.notes, *notices])
-    if noise is not None:
-        comparison = add_noise(comparison, noise)
+    comparison = replace(comparison, notes=[*comparison.notes, *notes])
+    if asked.noise is not None:
+        comparison = add_noise(comparison, asked.noise)
     print_comparison(comparison)
-    _write(plan.out, comparison, table, scoring.file)
+    write_files(plan.out, comparison, table, scoring.file)
     return comparison
 
 
@@ -334,43 +288,3 @@ def _settings(
 
 def _has_candidates(cache: Path) -> bool:
     return any(cache.glob("rows-*.parquet"))
-
-
-def _make_directory(out: Path) -> None:
-    """Make the directory of a comparison, or see that it is one.
-
-    Raises:
-        InputError: it holds something else, or cannot be made.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"the output {out} is not a directory; give a new directory")
-    if out.is_dir():
-        ours = {SETTINGS_NAME, TABLE_NAME, OUTCOME_NAME, PICTURE_NAME, CACHE_NAME, NOISE_NAME}
-        found = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
-        if found and not ours & set(found):
-            raise InputError(f"{out} has {found[0]!r} and nothing of a comparison; give a new directory")
-        return
-    try:
-        out.mkdir()
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"the output {out} cannot be made ({reason}); give a directory whose parent exists") from None
-
-
-def _write(out: Path, comparison: Comparison, table: CandidateTable, file: WeightsFile | None = None) -> None:
-    write_candidates(out / TABLE_NAME, table)
-    written = [TABLE_NAME, *_write_outcome(out, comparison, file)]
-    if draw_comparison(out / PICTURE_NAME, comparison):
-        written.append(PICTURE_NAME)
-    echo(f"\nwrote {', '.join(written)} in {out}")
-
-
-def _write_outcome(out: Path, comparison: Comparison, file: WeightsFile | None) -> list[str]:
-    """Write what was found, and the weights behind the scores with their diagnostics; return the files' names."""
-    write_comparison(out / OUTCOME_NAME, comparison)
-    if file is None:
-        return [OUTCOME_NAME]
-    told = comparison.diagnostics
-    meta = file.meta if told is None else replace(file.meta, diagnostics=told.encode())
-    save_weights(out / WEIGHTS_NAME, replace(file, meta=meta), force=True)
-    return [OUTCOME_NAME, WEIGHTS_NAME]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typer import echo
 
 from nex_vllm.cli.report import Line, print_diagnostics, print_table
+from nex_vllm.evaluation.statistics import LIKE_LENGTH
 from nex_vllm.storage.comparison_file import Comparison, Measured, NexResult, SelectorResult
 
 AGREEMENT_SHOWN = 8
@@ -73,7 +74,10 @@ def _print_nex(nex: NexResult, result: SelectorResult | None) -> None:
             ("  of score and number of tokens", _measured(nex.length_correlation)),
             ("  of score and correctness, length held fixed", _measured(nex.partial_correlation)),
             ("pairs of right and wrong in which the right one scores higher", _measured(nex.all_pairs)),
-            (f"  of like length ({nex.like_length_pairs} pairs; chance 0.5)", _measured(nex.like_length)),
+            (
+                f"  lengths within {LIKE_LENGTH:.0%} ({nex.like_length_pairs} pairs; chance 0.5)",
+                _measured(nex.like_length),
+            ),
         ],
         right_aligned=None,
     )

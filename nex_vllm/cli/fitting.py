@@ -28,7 +28,7 @@ def run_fit(source: Path, out: Path, *, force: bool) -> None:
     fit = fit_selector(table, seed=table.stated("seed", 0))
     save_selector(out, _selector_file(table, fit), force)
     echo(
-        f"{fit.num_graded} graded problems, {fit.num_mixed} of them with right and wrong candidates: only these are "
+        f"{len(fit.problems)} graded problems, {fit.num_mixed} of them with right and wrong candidates: only these are "
         "fitted to\n"
     )
     lines: list[Line] = [("signal", "coefficient", "source")]
@@ -58,8 +58,9 @@ def _selector_file(table: CandidateTable, fit: Fit) -> SelectorFile:
         part=table.meta.get("part", "all"),
         reasoning_end=table.meta.get("reasoning_end", ""),
         weights_digest=table.meta.get("weights_digest") if "score" in fit.learned.needs else None,
+        fitted_to=fit.problems,
         trained_on={
-            "num_problems": fit.num_graded,
+            "num_problems": len(fit.problems),
             "num_mixed": fit.num_mixed,
             "n": int(table.counts.max()),
             "model": table.meta.get("model"),

@@ -80,7 +80,7 @@ OptionalCache = Annotated[
 FromCache = Annotated[Path | None, path_option("DIR", "Learn from this activation cache; no model is needed.")]
 DemoOut = Annotated[
     Path | None,
-    path_option("DIR", "Keep weights, cache and candidates in this new directory; by default nothing is kept."),
+    path_option("DIR", "Keep weights, calibration and comparison in this new directory; by default nothing is kept."),
 ]
 Inspected = Annotated[
     Path, typer.Argument(metavar="PATH", parser=_path, help="A weights file, or the directory of a cache.")

@@ -33,7 +33,9 @@ def recording_plan(context: typer.Context) -> RecordingPlan:
     return fill_plan(RecordingPlan, context)
 
 
-_LEARNING_FLAGS = frozenset({"out", "from_cache", "credit", "rho", "min_run", "json_out", "force", "verbose"})
+_LEARNING_FLAGS = frozenset(
+    {"out", "from_cache", "top_k", "row_tokens", "credit", "rho", "min_run", "json_out", "force", "verbose"}
+)
 TABLE_FLAGS = frozenset({"source", "out", "selectors", "selector_file", "force", "verbose"})
 
 
@@ -54,6 +56,11 @@ def refuse_flags(context: typer.Context, allowed: frozenset[str], problem: str, 
     shown += ["an engine option after --"] if words_after_dashes(context) else []
     if shown:
         raise InputError(f"{shown[0]} {problem}; leave it out{',' if other else ''}{other}")
+
+
+def given_number(context: typer.Context, name: str) -> int | None:
+    """Return the number that a flag was given; None where its default would stand."""
+    return context.params[name] if _is_given(context, name) else None
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

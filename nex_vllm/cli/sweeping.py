@@ -16,10 +16,10 @@ from nex_vllm.evaluation.sweep_picture import Blocks, draw_sweep
 from nex_vllm.evaluation.sweeps import GradedCandidates, SweepPoint, SweptCache
 from nex_vllm.storage import CacheReader, check_writable_output, read_candidates
 from nex_vllm.storage.atomic import refuse_output_inside, write_atomically
+from nex_vllm.storage.comparison_file import CACHE_NAME, TABLE_NAME
 
 SWEEP_FORMAT = "nex-sweep/1"
 OUTCOME_NAME, PICTURE_NAME = "sweep.json", "sweep.png"
-CACHE_NAME = "cache"
 
 _COLUMNS = {
     "score_length_correlation": "length",
@@ -110,7 +110,7 @@ def _read_candidates(path: Path) -> GradedCandidates:
     cache = path.parent / CACHE_NAME
     if not cache.is_dir():
         raise InputError(
-            f"{path} has no {CACHE_NAME} beside it, which has the candidates' neurons; give the candidates.parquet in "
+            f"{path} has no {CACHE_NAME} beside it, which has the candidates' neurons; give the {TABLE_NAME} in "
             "the directory of a comparison with a model"
         )
     candidates = GradedCandidates(read_candidates(path), CacheReader(cache))

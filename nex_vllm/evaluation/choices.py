@@ -17,10 +17,10 @@ from nex_vllm.storage import CandidateTable
 Column = npt.NDArray[np.float64]
 
 WHY_LEFT_OUT: Mapping[str, str] = {
-    "score": "the candidates have no score; give --weights or --calibration",
-    "votes": "no answer was extracted; give --extract",
-    "votes_nex": "it needs scores (--weights or --calibration) and extracted answers (--extract)",
-    "votes_logprob": "no answer was extracted; give --extract",
+    "score": "the candidates have no score; `compare MODEL` gives them one with --weights or --calibration",
+    "votes": "no answer was extracted; `compare MODEL` extracts them with --extract",
+    "votes_nex": "it needs scores and extracted answers; `compare MODEL` with --weights and --extract gives both",
+    "votes_logprob": "it needs extracted answers and log-probabilities; `compare MODEL` with --extract gives both",
     "learned": "no selector was given; fit one with `nex-vllm fit` and give --selector-file",
     "correct": "no candidate is graded",
 }

@@ -222,10 +222,12 @@ def _notes(table: CandidateTable, choices: Choices, graded: npt.NDArray[np.bool_
     row_tokens = table.meta.get("row_tokens")
     if isinstance(row_tokens, int) and row_tokens > 0:
         short = int((-(-table.num_tokens // row_tokens) < MIN_ROWS).sum())
+        # The table has whole responses: what counts of them may be shorter.
+        at_least = "" if table.meta.get("part", "all") == "all" else "at least "
         if short:
             notes.append(
-                f"{short} of {total} candidates are too short to segment (fewer than {MIN_ROWS} rows of {row_tokens} "
-                "tokens); they are scored all the same"
+                f"{at_least}{short} of {total} candidates are too short to segment (fewer than {MIN_ROWS} rows of "
+                f"{row_tokens} tokens); they are scored all the same"
             )
     for name in sorted({SELECTORS[name].signal for name in choices.rows} & SIGNALS.keys() - {"num_tokens"}):
         missing = int(np.isnan(table.signals[name]).sum())

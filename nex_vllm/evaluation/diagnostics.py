@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from nex_vllm.algorithm.scores import best_candidate
 from nex_vllm.algorithm.summary import rank_correlation
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.evidence import Calibration
 from nex_vllm.storage import Diagnostics
 
-__all__ = ["MEANINGS", "Diagnostics", "diagnose", "measure_noise", "with_noise"]
+__all__ = ["MEANINGS", "Diagnostics", "diagnose", "measure_noise", "same_choice", "with_noise"]
 
 MEANINGS: Mapping[str, str] = {
-    "score_length_correlation": "within a prompt, rank correlation of score and number of tokens: above 0, longer "
-    "responses score higher, which the paper does not expect",
-    "split_half_agreement": "how often the weights of two halves of the prompts choose the same response",
+    "score_length_correlation": "within a prompt, rank correlation of score and number of tokens (those that count): "
+    "above 0, longer responses score higher, which the paper does not expect",
+    "split_half_agreement": "how often the weights of two halves of the prompts choose the same response, a tie for "
+    "the highest score being a draw",
     "chance_agreement": "how often two random choices would be the same",
     "share_under_two_cycles": "share of responses with fewer than two cycles, which give no evidence",
     "first_cycle_share": "share of the positive evidence that comes from cycles that begin with a response, where "
@@ -79,7 +79,9 @@ def diagnose(calibration: Calibration) -> Diagnostics:
         found = replace(
             found,
             score_length_correlation=_length_correlation(across.scores, calibration.num_tokens, several),
-            split_half_agreement=_agreement(across.by_half, several),
+            split_half_agreement=float(
+                np.mean([same_choice(*(scores[candidates] for scores in across.by_half)) for candidates in several])
+            ),
             chance_agreement=float(np.mean([1 / len(candidates) for candidates in several])),
             score_spread=float(np.mean([_spread(across.scores[candidates]) for candidates in several])),
         )
@@ -93,6 +95,25 @@ def diagnose(calibration: Calibration) -> Diagnostics:
             "responses; record several of each (--samples 4)"
         )
     return replace(found, warnings=(*untold, *_passed_thresholds(found)))
+
+
+def same_choice(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """Return how often two scorings of the same candidates choose the same one, each by a draw among its highest.
+
+    So scorings that tell nothing agree no more than by chance, as they would not by a rule such as the lowest index.
+
+    Args:
+        one: scores, float64 [n]; NaN, where there is none, loses, and where nobody has one all are drawn among.
+        other: the same of the other scoring.
+    """
+    first, second = _highest(one), _highest(other)
+    return int((first & second).sum()) / (int(first.sum()) * int(second.sum()))
+
+
+def _highest(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Return which candidates share the highest score, bool [n]."""
+    known = scores[~np.isnan(scores)]
+    return scores == known.max() if len(known) else np.ones(len(scores), dtype=np.bool_)
 
 
 def measure_noise(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
@@ -156,11 +177,6 @@ def _score_across(calibration: Calibration) -> tuple[str, _Across | None]:
         bad.append(float(np.where(in_one, by_weights[1], by_weights[0]).sum()))
     by_half = calibration.sums.scores(one), calibration.sums.scores(other)
     return "", _Across(by_half, np.where(in_one, by_half[1], by_half[0]), *bad)
-
-
-def _agreement(by_half: Sequence[npt.NDArray[np.float64]], several: list[npt.NDArray[np.int64]]) -> float:
-    one, other = ([best_candidate(scores[each].tolist()) for each in several] for scores in by_half)
-    return float(np.mean([a == b for a, b in zip(one, other, strict=True)]))
 
 
 def _spread(scores: npt.NDArray[np.float64]) -> float:

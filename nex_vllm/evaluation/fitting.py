@@ -38,17 +38,17 @@ class Fit:
 
     Attributes:
         learned: fitted to all graded problems.
+        problems: ids of the problems whose candidates are all graded, all of which had a part in it.
         strength: the inverse strength of regularisation that was chosen for it, C.
-        num_graded: problems whose candidates are all graded.
-        num_mixed: of these, problems with right and wrong candidates; the others do not tell candidates apart.
+        num_mixed: how many of them have right and wrong candidates; the others do not tell candidates apart.
         held_out: float64 [C], over the candidates of graded problems: what ``learned`` ranks each by, as fitted without
             its fold.
         results: by selector, on the graded problems; ``learned`` on each problem as fitted without its fold.
     """
 
     learned: LearnedSelector
+    problems: list[str]
     strength: float
-    num_graded: int
     num_mixed: int
     held_out: Floats
     results: dict[str, SelectorResult]
@@ -108,7 +108,7 @@ def fit_selector(table: CandidateTable, *, seed: int = 0) -> Fit:
         values[rows] = task.features[rows] @ coefficients
     coefficients, strength = _fit(task, everything, seed)
     learned = LearnedSelector(dict(zip(task.names, coefficients.tolist(), strict=True)))
-    return Fit(learned, strength, len(task.groups), num_mixed, values, _judged(table, values, seed))
+    return Fit(learned, table.problems, strength, num_mixed, values, _judged(table, values, seed))
 
 
 def _only(table: CandidateTable, wanted: npt.NDArray[np.bool_]) -> CandidateTable:

@@ -1,4 +1,4 @@
-"""A process that says whether two answers are mathematically equal; run as a script by `nex_vllm.evaluation.grading`.
+"""A process that says whether two answers are mathematically equal; `math_equality` runs it as a script.
 
 It reads a JSON array [right answer, given answer] a line and answers each with ``true`` or ``false``; with null for the
 given one, it says whether the right one can be read. A comparison that

@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-LIKE_LENGTH = 0.1
+LIKE_LENGTH = 0.2
 """Two candidates are of like length where the shorter lacks at most this share of the longer one's tokens."""
 
 _CHUNK = 1 << 22
@@ -81,16 +81,14 @@ class LengthControl:
     """What a score tells of correctness, and what of it is not length; within problems that have right and wrong ones.
 
     Attributes:
-        num_problems: those with right and wrong candidates.
         correlation: of the ranks of score and correctness within a problem.
         length_correlation: of the ranks of score and number of tokens.
         partial_correlation: of the ranks of score and correctness, that of the number of tokens held fixed.
-        num_pairs: of a right and a wrong candidate of like length.
+        num_pairs: of a right and a wrong candidate of like length (see `LIKE_LENGTH`).
         like_length: share of these pairs in which the right one has the higher score, ties half; chance is 0.5.
         all_pairs: the same of all pairs.
     """
 
-    num_problems: int
     correlation: Estimate
     length_correlation: Estimate
     partial_correlation: Estimate
@@ -115,7 +113,7 @@ def control_length(
     """
     mixed = [each for each in problems if 0 < each[1].sum() < len(each[1])]
     moments = np.array([_moments(*each) for each in mixed]).reshape(len(mixed), 6)
-    pairs = np.array([_pairs(*each) for each in mixed]).reshape(len(mixed), 4)
+    pairs = np.array([won_pairs(*each, LIKE_LENGTH) for each in mixed]).reshape(len(mixed), 4)
 
     sums = np.hstack([moments, pairs])
     drawn = resampled_sums(sums, resamples=resamples, seed=seed) if len(mixed) > 1 else np.empty((0, 10))
@@ -125,7 +123,6 @@ def control_length(
         return Estimate(value, percentile_interval(statistic(drawn))) if np.isfinite(value) else Estimate(None, None)
 
     return LengthControl(
-        num_problems=len(mixed),
         correlation=estimate(lambda each: _correlations(each[:, :6])[0]),
         length_correlation=estimate(lambda each: _correlations(each[:, :6])[1]),
         partial_correlation=estimate(lambda each: _partial(each[:, :6])),
@@ -133,6 +130,25 @@ def control_length(
         like_length=estimate(lambda each: _ratio(each[:, 6], each[:, 7])),
         all_pairs=estimate(lambda each: _ratio(each[:, 8], each[:, 9])),
     )
+
+
+def won_pairs(score: Floats, correct: Floats, length: Floats, like_length: float) -> tuple[float, float, float, float]:
+    """Return (won, all) of the pairs of a right and a wrong candidate of like length, and (won, all) of all pairs.
+
+    A pair is won where the right one has the higher score, and half of one where they tie.
+
+    Args:
+        score: [n], finite.
+        correct: [n], 0 or 1.
+        length: [n], numbers of tokens.
+        like_length: which share of the longer one's tokens the shorter lacks at most.
+    """
+    right, wrong = correct == 1, correct == 0
+    difference = score[right][:, None] - score[wrong][None, :]
+    won = (difference > 0) + 0.5 * (difference == 0)
+    one, other = length[right][:, None], length[wrong][None, :]
+    alike = np.abs(one - other) <= like_length * np.maximum(one, other)
+    return float(won[alike].sum()), float(alike.sum()), float(won.sum()), float(won.size)
 
 
 def _moments(score: Floats, correct: Floats, length: Floats) -> list[float]:
@@ -160,13 +176,3 @@ def _ratio(top: Floats, bottom: Floats) -> Floats:
     # What is left of a difference that should be 0 is no number to divide by.
     ratio: Floats = np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 1e-12)
     return ratio
-
-
-def _pairs(score: Floats, correct: Floats, length: Floats) -> list[float]:
-    """Return (won, all) of the pairs of a right and a wrong candidate of like length, and (won, all) of all pairs."""
-    right, wrong = correct == 1, correct == 0
-    difference = score[right][:, None] - score[wrong][None, :]
-    won = (difference > 0) + 0.5 * (difference == 0)
-    one, other = length[right][:, None], length[wrong][None, :]
-    alike = np.abs(one - other) <= LIKE_LENGTH * np.maximum(one, other)
-    return [float(won[alike].sum()), float(alike.sum()), float(won.sum()), float(won.size)]

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 _BLUE, _GREY, _RED = "#1f77b4", "#7f7f7f", "#d62728"
 
-_PANELS: Sequence[tuple[str, str, float | None]] = (
+PANELS: Sequence[tuple[str, str, float | None]] = (
     ("score_length_correlation", "score and length", MOST_LENGTH_CORRELATION),
     ("split_half_agreement", "halves agree", None),
     ("share_under_two_cycles", "under two cycles", MOST_UNDER_TWO_CYCLES),
+    ("first_cycle_share", "from first cycles", None),
     ("late_bad_mass", "late bad mass", MOST_LATE_BAD_MASS),
     ("score_spread", "score spread", None),
 )
-"""Diagnostic, title, and the threshold of its warning."""
+"""Diagnostic, title, and the threshold of its warning where that is one number."""
 
 Values = Sequence[tuple[Value, SweepPoint]]
 Blocks = Sequence[tuple[str, Values]]
@@ -43,12 +44,12 @@ def draw_sweep(path: Path, blocks: Blocks) -> None:
     from matplotlib.figure import Figure
 
     has_accuracy = any(point.accuracy is not None for _, values in blocks for _, point in values)
-    columns = len(_PANELS) + has_accuracy
+    columns = len(PANELS) + has_accuracy
     figure = Figure(layout="constrained", dpi=120, figsize=(2.4 * columns, 0.5 + 2.1 * len(blocks)))
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(blocks), columns, squeeze=False)
     for axes_row, (option, values) in zip(grid, blocks, strict=True):
-        for axes, (name, title, threshold) in zip(axes_row, _PANELS, strict=False):
+        for axes, (name, title, threshold) in zip(axes_row, PANELS, strict=False):
             if name == "split_half_agreement":
                 _plot(axes, values, lambda point: point.diagnostics.chance_agreement, _GREY, ":")
             _draw(axes, option, values, lambda point, name=name: getattr(point.diagnostics, name))  # type: ignore[misc]

@@ -98,6 +98,16 @@ def grade_table(table: CandidateTable, problems: Sequence[Problem], grader: str)
     return replace(table, correct=grades, meta={**table.meta, "grader": grader}), notice
 
 
+def with_votes(table: CandidateTable) -> CandidateTable:
+    """Return the table with the votes for its answers: those that it lacks and that follow from what it has."""
+    if all(answer is None for answer in table.answer):
+        return table
+    unknown = np.full(len(table), np.nan)
+    found = _votes(table, table.signals.get("score"), table.signals.get("logprob", unknown))
+    known = {name: values for name, values in found.items() if not np.isnan(values).all()}
+    return replace(table, signals={**known, **table.signals})
+
+
 def sums_of_candidates(
     reader: CacheReader, problems: Sequence[Problem], num_candidates: int, keys: npt.NDArray[np.uint32]
 ) -> CandidateSums:

@@ -12,8 +12,9 @@ from nex_vllm.storage.diagnostics import Diagnostics
 from nex_vllm.storage.files import StrPath, check_format, decode_object, read_bounded
 
 COMPARISON_FORMAT = "nex-comparison/1"
+TABLE_NAME, OUTCOME_NAME, CACHE_NAME = "candidates.parquet", "comparison.json", "cache"
 WEIGHTS_NAME = "weights.safetensors"
-"""The weights that a comparison scored with, in its directory."""
+"""What a comparison's directory has: candidates, outcome, their recorded rows, and the weights that it scored with."""
 
 _WHAT = "the outcome of a comparison (comparison.json)"
 
@@ -67,7 +68,7 @@ class NexResult:
         correlation: within problems, of the ranks of score and correctness.
         length_correlation: within problems, of the ranks of score and number of tokens.
         partial_correlation: of the ranks of score and correctness, that of the number of tokens held fixed.
-        like_length: of pairs of a right and a wrong candidate whose lengths differ by a tenth at most, the share in
+        like_length: of pairs of a right and a wrong candidate whose lengths differ by a fifth at most, the share in
             which the right one has the higher score; chance is 0.5.
         like_length_pairs: how many pairs these are.
         all_pairs: the same share of all pairs of a right and a wrong candidate.

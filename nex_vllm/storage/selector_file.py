@@ -19,7 +19,7 @@ from nex_vllm.storage.files import StrPath, abbreviate, check_format, convert, r
 SELECTOR_FORMAT = "nex-selector/1"
 
 _WHAT = "the file of a learned selector"
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class SelectorFile:
         weights_digest: SHA-256 of the neuron weights behind the scores; None where no signal reads them, and where
             that is not known.
         trained_on: what it was learned from, for people.
+        fitted_to: ids of the problems that it was fitted to; files of earlier versions do not say it.
         cross_validated: how well it chose among problems that it was not learned from, for people.
     """
 
@@ -52,6 +53,7 @@ class SelectorFile:
     part: Literal["all", "reasoning"] = "all"
     reasoning_end: str = ""
     weights_digest: str | None = None
+    fitted_to: list[str] = field(default_factory=list)
 
     @property
     def selector(self) -> LearnedSelector:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import pytest
 from nex_vllm.cli import recording
 from nex_vllm.cli.app import app
 from nex_vllm.cli.outcome import exit_status
+from nex_vllm.storage import model_fingerprint
 from tests.cli.fake_engine import FakeSession
+from tests.cli.recorded import ROW_TOKENS, TOP_K, recorded_rows, write_cache
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -34,6 +36,7 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 NUM_CALIBRATION, SAMPLES = 5, 4
+NUM_PROBLEMS, NUM_CANDIDATES = 6, 3
 NEX_VLLM = [sys.executable, "-m", "nex_vllm.cli"]
 
 
@@ -60,6 +63,22 @@ def write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> Path:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def ok(done: Outcome) -> Outcome:
+    assert done.status == 0, done.err
+    return done
+
+
+def last_line(done: Outcome) -> Outcome:
+    """Return the outcome with nothing but the error: what was found out on the way may stand above it."""
+    return replace(done, err=done.err.splitlines()[-1] + "\n")
+
+
+def drop_answers(problems: Path) -> None:
+    """Leave nothing to grade: intervals take seconds."""
+    lines = [{name: value for name, value in line.items() if name != "answer"} for line in read_lines(problems)]
+    write_lines(problems, lines)
 
 
 @pytest.fixture
@@ -121,3 +140,32 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     monkeypatch.setattr(recording, "Session", FakeSession)
     monkeypatch.setattr(FakeSession, "interrupt_after", None)
     return FakeSession
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    """Return problems whose candidate k says the number 3 * place + k, which is right for k = 1."""
+    lines = [{"id": f"p{n}", "prompt": "x" * (n + 1), "answer": f"{3 * n + 1}.0"} for n in range(NUM_PROBLEMS)]
+    return write_lines(tmp_path / "problems.jsonl", lines)
+
+
+@pytest.fixture
+def given(model: Path, problems: Path, tmp_path: Path) -> list[object]:
+    """Return a comparison's command, for the stand-in of the engine."""
+    flags = ["-n", NUM_CANDIDATES, "--top-k", TOP_K, "--row-tokens", ROW_TOKENS]
+    return ["compare", model, "--problems", problems, "--out", tmp_path / "out", *flags]
+
+
+@pytest.fixture
+def calibration(model: Path, tmp_path: Path) -> Path:
+    """Return a calibration cache that fits it."""
+    responses = [recorded_rows(f"c{n}", 50 + n) for n in range(8)]
+    return write_cache(tmp_path / "calibration", responses, fingerprint=model_fingerprint(model))
+
+
+@pytest.fixture
+def single_tokens(model: Path, tmp_path: Path) -> Path:
+    """Return the cache that `record --row-tokens 1` leaves: a row for each token."""
+    responses = [recorded_rows(f"c{n}", 50 + n, 240, burst=5 * ROW_TOKENS) for n in range(8)]
+    single = [replace(rows, tokens=rows.tokens // ROW_TOKENS) for rows in responses]
+    return write_cache(tmp_path / "single", single, fingerprint=model_fingerprint(model), row_tokens=1)

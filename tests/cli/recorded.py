@@ -12,15 +12,15 @@ from nex_vllm.storage import CachedResponse, CacheMeta, CacheWriter
 ROW_TOKENS, TOP_K, NUM_LAYERS, WIDTH = 8, 24, 4, 1024
 
 
-def recorded_rows(response: str, seed: int, num_rows: int = 40) -> ResponseRows:
-    """Make the rows of one response: mostly keys that are in use, and new ones in bursts."""
+def recorded_rows(response: str, seed: int, num_rows: int = 40, burst: int = 5) -> ResponseRows:
+    """Make the rows of one response: mostly keys that are in use, and new ones in bursts of ``burst`` rows."""
     rng = np.random.default_rng(seed)
     layer, unit = np.divmod(rng.permutation(NUM_LAYERS * WIDTH), WIDTH)
     pool = (layer << 16 | unit).astype(np.uint32)
     used = 60
     rows = [pool[:used]]
     for r in range(1, num_rows):
-        new = int(rng.poisson(25 if r // 5 % 2 == 0 else 2))
+        new = int(rng.poisson(25 if r // burst % 2 == 0 else 2))
         old = rng.choice(used, 60 - min(new, 40), replace=False)
         rows.append(np.concatenate([pool[old], pool[used : used + new]]))
         used += new
@@ -41,9 +41,11 @@ def cached_response(rows: ResponseRows, prompt: str) -> CachedResponse:
     return CachedResponse(rows.response, "text", [5] * rows.num_tokens, "stop", prompt=prompt)
 
 
-def write_cache(directory: Path, responses: list[ResponseRows], *, fingerprint: str = "0" * 32) -> Path:
+def write_cache(
+    directory: Path, responses: list[ResponseRows], *, fingerprint: str = "0" * 32, row_tokens: int = ROW_TOKENS
+) -> Path:
     """Write a cache of these responses, in this order."""
-    meta = CacheMeta("a model", fingerprint, NUM_LAYERS, WIDTH, TOP_K, ROW_TOKENS)
+    meta = CacheMeta("a model", fingerprint, NUM_LAYERS, WIDTH, TOP_K, row_tokens)
     with CacheWriter(directory, meta) as writer:
         for rows in responses:
             writer.add(cached_response(rows, f"prompt of {rows.response}"), rows)

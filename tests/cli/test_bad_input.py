@@ -254,6 +254,10 @@ def test_weights_of_another_model_are_accepted_where_that_is_asked_for(
     assert asked == [{"weights": str(weights), "teacher_forced": True, "accept_other_model": True}]
 
 
+def test_demo_of_more_problems_than_there_are(run: Run) -> None:
+    refused(run("demo", "--problems", 1000), "--problems is 1000, but the example has 200")
+
+
 def test_demo_outside_of_a_source_checkout(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "EXAMPLE", tmp_path)
     refused(run("demo"), "the demo needs the model and problems of the source checkout")
@@ -263,7 +267,7 @@ UNUSABLE_FLAGS = {
     "no_out": (["calibrate", "m", "--prompts", "p"], "--out"),
     "no_prompts": (["calibrate", "m", "--out", "w"], "--prompts"),
     "both_sources": (["calibrate", "m", "--from-cache", "c", "--out", "w"], "MODEL"),
-    "sampling_from_cache": (["calibrate", "--from-cache", "c", "--out", "w", "--top-k", "5"], "--top-k"),
+    "sampling_from_cache": (["calibrate", "--from-cache", "c", "--out", "w", "--top-p", "0.5"], "--top-p"),
     "engine_from_cache": (["calibrate", "--from-cache", "c", "--out", "w", "--", "--dtype", "x"], "engine option"),
     "samples": (["record", "m", "--prompts", "p", "--cache", "c", "--samples", "0"], "--samples"),
     "greedy": (["record", "m", "--prompts", "p", "--cache", "c", "--temperature", "0"], "give --samples 1"),

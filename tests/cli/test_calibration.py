@@ -16,11 +16,13 @@ import pytest
 from nex_vllm.cli import calibration
 from nex_vllm.cli.report import format_diagnostic
 from nex_vllm.cli.session import EngineRequest
+from nex_vllm.evaluation.derivation import derive_rows
 from nex_vllm.evaluation.diagnostics import MEANINGS
 from nex_vllm.storage import CacheReader, Diagnostics, decode_diagnostics, load_weights, save_weights
 from tests.cli.conftest import Run, write_lines
 from tests.cli.fake_engine import FakeSession
 from tests.cli.recorded import ROW_TOKENS, TOP_K, recorded_rows, write_cache
+from tests.cli.test_bad_input import refused
 
 NUM_PROMPTS = 12
 FLAGS = ["--samples", 1, "--top-k", TOP_K, "--row-tokens", ROW_TOKENS]
@@ -115,6 +117,35 @@ def test_weights_without_diagnostics_say_so_and_unreadable_ones_are_named(run: R
         done = run("inspect", tmp_path / "w")
         assert done.status == status
         assert words in done.out + done.err
+
+
+def test_weights_learned_from_rows_of_one_token_are_those_of_the_rows_that_are_asked_for(
+    run: Run, single_tokens: Path, tmp_path: Path
+) -> None:
+    reader = CacheReader(single_tokens)
+    derived = [derive_rows(rows, reader.meta, TOP_K, ROW_TOKENS) for rows in reader.rows()]
+    cache = write_cache(tmp_path / "cache", derived, fingerprint=reader.meta.model_fingerprint)
+    assert run("calibrate", "--from-cache", cache, "--out", tmp_path / "w").status == 0
+    asked = ["calibrate", "--from-cache", single_tokens, "--out"]
+    done = run(*asked, tmp_path / "same", "--row-tokens", ROW_TOKENS)
+    assert done.status == 0
+    assert "note: " not in done.err
+    first, second = load_weights(tmp_path / "same"), load_weights(tmp_path / "w")
+    assert (first.meta.top_k, first.meta.row_tokens) == (TOP_K, ROW_TOKENS)
+    assert (first.keys == second.keys).all()
+    assert (first.weights == second.weights).all()
+    done = run(*asked, tmp_path / "single-w")
+    assert done.status == 0
+    assert "has rows of 1 token, which are recorded to make longer ones of them" in done.err
+    assert load_weights(tmp_path / "single-w").meta.row_tokens == 1
+    assert run(*asked, tmp_path / "fewer", "--row-tokens", ROW_TOKENS, "--top-k", 5).status == 0
+    assert load_weights(tmp_path / "fewer").meta.top_k == 5
+    refused(run(*asked, tmp_path / "more", "--top-k", TOP_K + 1), f"top_k {TOP_K + 1} does not follow from", "--top-k")
+    refused(
+        run("calibrate", "--from-cache", cache, "--out", tmp_path / "more", "--row-tokens", 12),
+        f"row_tokens 12 does not follow from {cache}",
+    )
+    assert not (tmp_path / "more").exists()
 
 
 def test_order_of_the_responses_does_not_change_a_byte_of_the_weights(run: Run, tmp_path: Path) -> None:

@@ -15,8 +15,18 @@ import pytest
 
 from nex_vllm.algorithm import NeuronWeights, weighted_masses
 from nex_vllm.errors import InputError
-from nex_vllm.storage import CacheReader, decode_diagnostics, load_weights
-from tests.cli.conftest import NEX_VLLM, NUM_CALIBRATION, SAMPLES, Command, command_environment, read_lines, write_lines
+from nex_vllm.storage import CacheReader, decode_diagnostics, load_weights, read_candidates
+from nex_vllm.storage.comparison_file import read_comparison
+from tests.cli.conftest import (
+    NEX_VLLM,
+    NUM_CALIBRATION,
+    SAMPLES,
+    Command,
+    Run,
+    command_environment,
+    read_lines,
+    write_lines,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -62,28 +72,46 @@ def test_demo_shows_candidates_and_says_how_often_it_was_right(
 ) -> None:
     out, done = demo
     lines = done.stdout.splitlines()
-    assert sum(line.startswith("  ->") for line in lines) == 5
-    assert sum(line.startswith("Problem ") for line in lines) == 5
-    assert any("over n = 6 problems" in line for line in lines)
-    assert max(len(line) for line in lines if "/" not in line) <= 100
-    candidates = read_lines(out / "candidates.jsonl")
-    assert len(candidates) == 18
-    for problem in range(6):
-        group = candidates[3 * problem : 3 * problem + 3]
-        best = max(group, key=lambda each: each["score"])
-        assert [each["chosen"] for each in group] == [each is best for each in group]
+    chosen = [line for line in lines if line.startswith("  ->")]
+    assert len(chosen) == sum(line.startswith("Problem ") for line in lines) == 3
+    assert max(len(line) for line in lines if "/" not in line) <= 110
+    table = read_candidates(out / "comparison" / "candidates.parquet")
+    assert len(table) == 24
+    for group in table.groups:
+        best = int(np.argmax(table.signals["score"][group]))
+        assert table.chosen["nex"][group].tolist() == [k == best for k in range(4)]
+    for line, group in zip(chosen, table.groups, strict=False):
+        assert line.split()[1] == f"{table.signals['score'][group].max():.6f}"
+    outcome = read_comparison(out / "comparison" / "comparison.json")
+    assert outcome.num_graded == 6
+    (head,) = (place for place, line in enumerate(lines) if line.startswith("selector "))
+    shown = [line.split() for line in lines[head + 1 : head + 7]]
+    assert {name for name, *_ in shown} == {"nex", "shortest", "logprob", "majority", "random", "oracle"}
+    for name, share, *_ in shown:
+        assert share == f"{100 * (outcome.selectors[name].accuracy or 0):.1f}"
+    said = " ".join(lines[head + 8 :])
+    assert "over 6 problems" in said
+
+
+def test_page_of_the_demos_comparison_can_be_made(
+    demo: tuple[Path, subprocess.CompletedProcess[str]], run: Run, tmp_path: Path
+) -> None:
+    done = run("report", demo[0] / "comparison", "--out", tmp_path / "demo.html")
+    assert done.status == 0, done.err
+    assert f"nex-vllm report {demo[0] / 'comparison'} --out demo.html" in demo[1].stdout
 
 
 def test_vllm_does_not_drown_the_output(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     for line in demo[1].stderr.replace("\r", "\n").splitlines():
-        assert not line.strip() or line.startswith("starting the engine on") or "response" in line or "problem" in line
+        known = line.startswith(("starting the engine on", "note: ")) or "response" in line or "candidate" in line
+        assert known or not line.strip(), line
 
 
 def test_calibration_in_one_go_equals_from_cache(
     demo: tuple[Path, subprocess.CompletedProcess[str]], nex_vllm: Command, tmp_path: Path
 ) -> None:
     out, shown = demo
-    done = nex_vllm("calibrate", "--from-cache", out / "cache", "--out", tmp_path / "w")
+    done = nex_vllm("calibrate", "--from-cache", out / "calibration", "--out", tmp_path / "w")
     assert done.returncode == 0, done.stderr
     assert_same_weights(tmp_path / "w", out / "weights.safetensors")
     diagnostics = decode_diagnostics(load_weights(tmp_path / "w").meta.diagnostics or "", "w")
@@ -95,15 +123,21 @@ def test_scores_of_given_responses_are_those_of_their_generation(
     demo: tuple[Path, subprocess.CompletedProcess[str]], nex_vllm: Command, model: Path, tmp_path: Path
 ) -> None:
     """The rows of the cache add up to the masses too, and a response that cannot be scored stops nothing."""
-    out, _ = demo
-    candidates = read_lines(out / "candidates.jsonl")
-    reader = CacheReader(out / "cache")
+    kept, _ = demo
+    table = read_candidates(kept / "comparison" / "candidates.parquet")
+    asked = read_lines(kept / "problems.jsonl")
+    candidates = [
+        {"prompt": problem["prompt"], "response_token_ids": table.token_ids[row].tolist()}
+        for problem, group in zip(asked, table.groups, strict=True)
+        for row in range(group.start, group.stop)
+    ]
+    reader = CacheReader(kept / "calibration")
     recorded = [
         {"id": response.id, "prompt": response.prompt, "response_token_ids": response.token_ids}
         for response in reader.responses()
     ]
     assert len(recorded) == NUM_CALIBRATION * SAMPLES
-    prompt = candidates[0]["prompt"]
+    prompt = asked[0]["prompt"]
     others = [
         {"prompt": prompt, "response": "Answer: ( 8 * 10 ) - 9", "note": "kept"},
         {"messages": [{"role": "user", "content": prompt}], "response": "Answer: ( 8 * 10 ) - 9"},
@@ -111,19 +145,21 @@ def test_scores_of_given_responses_are_those_of_their_generation(
         {"prompt": prompt, "response_token_ids": [5, 100_000]},
     ]
     given = write_lines(tmp_path / "responses.jsonl", [*candidates, *recorded, *others])
-    weights = out / "weights.safetensors"
-    done = nex_vllm("score", model, "--weights", weights, "--responses", given, "--out", tmp_path / "scores.jsonl")
+    weights = kept / "weights.safetensors"
+    out = tmp_path / "scores.jsonl"
+    # As the demo does: an eager engine rounds a neuron's activation twice, a compiled one once.
+    done = nex_vllm("score", model, "--weights", weights, "--responses", given, "--out", out, *EAGER)
     assert done.returncode == 0, done.stderr
-    lines = read_lines(tmp_path / "scores.jsonl")
+    lines = read_lines(out)
     results = [line.pop("nex") for line in lines]
     assert lines == read_lines(given)
 
-    for candidate, result in zip(candidates, results[:18], strict=True):
-        assert abs(candidate["score"] - result["score"]) < 1e-3
+    for candidate, score, result in zip(candidates, table.signals["score"], results[:24], strict=True):
+        assert abs(score - result["score"]) < 1e-3
         assert result["num_tokens"] == len(candidate["response_token_ids"])
 
     file = load_weights(weights)
-    by_id = dict(zip([each["id"] for each in recorded], results[18:-4], strict=True))
+    by_id = dict(zip([each["id"] for each in recorded], results[24:-4], strict=True))
     for rows in reader.rows():
         masses = weighted_masses(rows.keys, rows.masses, NeuronWeights(file.keys, file.weights))
         result = by_id[rows.response]
@@ -137,9 +173,9 @@ def test_scores_of_given_responses_are_those_of_their_generation(
     assert "context of 512" in too_long["error"]
     assert no_token["score"] is None
     assert no_token["error"]
-    assert "warning: 2 of 42 responses have no score" in done.stderr.splitlines()[-1]
+    assert "warning: 2 of 48 responses have no score" in done.stderr.splitlines()[-1]
     mean = np.mean([result["score"] for result in results if result["score"] is not None])
-    assert f"mean score {mean:.6f} over 40 responses" in done.stdout
+    assert f"mean score {mean:.6f} over 46 responses" in done.stdout
 
 
 def press_ctrl_c_once_something_is_kept(arguments: list[object], cache: Path, **environment: str) -> str:

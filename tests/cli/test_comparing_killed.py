@@ -51,7 +51,7 @@ def kill_once(arguments: list[object], is_time: Callable[[], bool]) -> None:
 def test_killed_comparison_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
     nex_vllm: Command, example: Path, model: Path, tmp_path: Path
 ) -> None:
-    lines = read_lines(example / "test.jsonl")[:NUM_PROBLEMS]
+    lines = read_lines(example / "development.jsonl")[:NUM_PROBLEMS]
     kept = ("id", "prompt", "answer")
     problems = write_lines(tmp_path / "p.jsonl", [{name: line[name] for name in kept} for line in lines])
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"

@@ -6,29 +6,23 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from nex_vllm.cli import comparing
 from nex_vllm.evaluation.comparison import compare
 from nex_vllm.storage import CacheMeta, CacheWriter, Diagnostics, model_fingerprint, read_candidates, write_candidates
-from nex_vllm.storage.comparison_file import read_comparison, write_comparison
+from nex_vllm.storage.comparison_file import TABLE_NAME, read_comparison, write_comparison
 from nex_vllm.storage.comparison_settings import canonical_options
-from tests.cli.conftest import Outcome, Run
+from tests.cli.conftest import Run, last_line, ok
 from tests.cli.fake_engine import FakeSession
 from tests.cli.recorded import NUM_LAYERS, ROW_TOKENS, TOP_K, WIDTH
 from tests.cli.test_bad_input import refused
-from tests.cli.test_comparing import given, ok, problems  # noqa: F401 - fixtures
 from tests.evaluation.tables import drawn_table
 
 DIAGNOSTICS = Diagnostics(num_prompts=3, num_responses=6, late_bad_mass=0.25, warnings=("few prompts",))
 
 
-def last_line(done: Outcome) -> Outcome:
-    return replace(done, err=done.err.splitlines()[-1] + "\n")
-
-
 def test_candidates_of_other_engine_options_are_refused(
     run: Run,
     fake: type[FakeSession],
-    given: list[object],  # noqa: F811
+    given: list[object],
     tmp_path: Path,
 ) -> None:
     ok(run(*given, "--", "--dtype", "float32"))
@@ -51,7 +45,7 @@ def test_engine_options_are_the_same_in_any_order_and_no_secret_is_kept() -> Non
 def test_settings_are_written_by_who_has_the_lock(
     run: Run,
     fake: type[FakeSession],
-    given: list[object],  # noqa: F811
+    given: list[object],
     model: Path,
     tmp_path: Path,
 ) -> None:
@@ -69,7 +63,7 @@ def test_settings_are_written_by_who_has_the_lock(
 def test_candidates_without_settings_are_refused_in_words(
     run: Run,
     fake: type[FakeSession],
-    given: list[object],  # noqa: F811
+    given: list[object],
     tmp_path: Path,
 ) -> None:
     ok(run(*given))
@@ -80,14 +74,14 @@ def test_candidates_without_settings_are_refused_in_words(
 def test_grades_stay_until_there_are_new_ones(
     run: Run,
     fake: type[FakeSession],
-    given: list[object],  # noqa: F811
+    given: list[object],
     tmp_path: Path,
 ) -> None:
     ok(run(*given))
     grader = tmp_path / "check.py"
     grader.write_text("def right(response, answer):\n    return 1 / 0\n")
     assert run(*given, "--grader", f"{grader}:right").status == 2
-    assert read_candidates(tmp_path / "out" / comparing.TABLE_NAME).correct[:3] == [False, True, False]
+    assert read_candidates(tmp_path / "out" / TABLE_NAME).correct[:3] == [False, True, False]
 
 
 def test_a_comparison_is_not_replaced_unasked_and_keeps_its_diagnostics(run: Run, tmp_path: Path) -> None:

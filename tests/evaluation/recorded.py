@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from nex_vllm.algorithm import judge_response
+from nex_vllm.algorithm.scores import Masses
+from nex_vllm.evaluation.report.content import Report
+from nex_vllm.evaluation.report.responses import ShownResponses, describe_response
 from nex_vllm.storage import CachedResponse, CacheMeta, CacheWriter, CandidateTable, Diagnostics, write_candidates
 from nex_vllm.storage.comparison_file import (
     Agreement,
@@ -99,6 +104,26 @@ def write_comparison_directory(directory: Path, problems: int = 6, n: int = 4) -
     )
     write_comparison(directory / "comparison.json", comparison)
     return directory
+
+
+def report_of_many(count: int, most: int, num_rows: int = 60) -> Report:
+    """Return a report on ``count`` responses of ordinary length, ``most`` of which are shown.
+
+    Response n says "number n," in each row, and once "the needle n". Few are judged, for judging takes long: every
+    thirteenth has the same rows.
+    """
+    kinds = [recorded_rows("", seed, num_rows) for seed in range(13)]
+    judged = [judge_response(rows) for rows in kinds]
+    shown = ShownResponses(most)
+    for number in range(count):
+        name, kind = f"problem-{number // 4}-{number % 4}", number % len(kinds)
+        texts = [f"In row {row} number {number}, as before, is {row * number}.\n" for row in range(num_rows)]
+        texts[number % num_rows] += f"the needle {number}.\n"
+        response = CachedResponse(name, "".join(texts), [5] * kinds[kind].num_tokens, "stop", prompt="What is 6 * 7?")
+        masses = Masses(1.0 + number % 101, 102.0, 500.0)
+        rows = replace(kinds[kind], response=name)
+        shown.add(*describe_response(response, rows, judged[kind], masses, (texts, True), {"correct": number % 3 == 0}))
+    return Report("Many responses", "nex-vllm test", row_tokens=ROW_TOKENS, shown=shown)
 
 
 def _problems(count: int) -> list[str]:

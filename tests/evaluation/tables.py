@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nex_vllm.algorithm.signals import SIGNALS
 from nex_vllm.storage import CandidateTable
 
 
@@ -48,4 +49,22 @@ def drawn_table(num_problems: int, n: int = 4, *, seed: int = 0, knows: float = 
         score=(0.9 + 0.01 * (knows * correct + noise[0])).tolist(),
         logprob=(-1 + 0.1 * noise[1]).tolist(),
         entropy=(1 + 0.1 * noise[2]).tolist(),
+    )
+
+
+def table_of_all_signals(num_problems: int, n: int = 4, *, seed: int = 0) -> CandidateTable:
+    """Draw a table with every signal that there is; none of them knows anything of correctness.
+
+    Numbers of a kind: votes are small counts, so there are ties.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (num_problems, n)
+    correct = rng.random(shape) < rng.beta(2, 3, size=(num_problems, 1))
+    signals = {name: rng.standard_normal(shape).tolist() for name in SIGNALS if name not in {"num_tokens", "votes"}}
+    return table_of(
+        correct.tolist(),
+        num_tokens=rng.integers(20, 400, size=shape).tolist(),
+        answer=[[str(answer) for answer in group] for group in rng.integers(0, 3, size=shape).tolist()],
+        votes=rng.integers(1, 4, size=shape).tolist(),
+        **signals,
     )

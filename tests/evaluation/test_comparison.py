@@ -15,7 +15,7 @@ from nex_vllm.evaluation.comparison import compare, selector_names
 from nex_vllm.evaluation.picture import draw_comparison
 from nex_vllm.storage import Diagnostics
 from nex_vllm.storage.comparison_file import read_comparison, write_comparison
-from tests.evaluation.tables import drawn_table, table_of
+from tests.evaluation.tables import drawn_table, table_of, table_of_all_signals
 
 HAND = table_of(
     [[True, False, False], [False, False, True, True], [True, True], [False, False]],
@@ -49,17 +49,18 @@ def test_accuracy_gain_and_wins_by_hand() -> None:
 
 
 def test_shuffled_labels_change_no_choice_but_the_oracle() -> None:
-    table = drawn_table(50, seed=3)
+    """Of every selector that there is, ``learned`` with a fit that was made before."""
+    table = table_of_all_signals(50, seed=3)
     rng = np.random.default_rng(4)
     shuffled = replace(table, correct=[bool(each) for each in rng.permutation(np.array(table.correct))])
-    learned = LearnedSelector({"score": 1.0, "logprob": -0.5})
+    learned = LearnedSelector({"score": 1.0, "logprob": -0.5, "votes": 0.25, "medoid_distance": 0.1})
     assert shuffled.correct != table.correct
     one, other = (compare(each, learned=learned)[1].chosen for each in (table, shuffled))
-    assert one.keys() == other.keys()
+    assert one.keys() == other.keys() == set(SELECTORS)
     changed = [name for name in one if (one[name] != other[name]).any()]
     assert changed == ["oracle"]
-    assert "learned" in one
-    assert "nex" in one
+    chosen = {name: marks.tobytes() for name, marks in one.items()}
+    assert len(set(chosen.values())) == len(SELECTORS), "no two selectors chose alike: each has read its own signal"
 
 
 def test_a_score_that_knows_gains_and_one_that_does_not_stays_within_its_interval() -> None:

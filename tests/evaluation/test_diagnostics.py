@@ -13,9 +13,16 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from nex_vllm.algorithm import NeuronWeights, ResponseRows, best_candidate, weighted_masses
+from nex_vllm.algorithm import NeuronWeights, ResponseRows, weighted_masses
 from nex_vllm.errors import InputError
-from nex_vllm.evaluation.diagnostics import MEANINGS, Diagnostics, diagnose, measure_noise, with_noise
+from nex_vllm.evaluation.diagnostics import (
+    MEANINGS,
+    Diagnostics,
+    diagnose,
+    measure_noise,
+    same_choice,
+    with_noise,
+)
 from nex_vllm.evaluation.evidence import gather_evidence
 from nex_vllm.storage import decode_diagnostics
 from tests.algorithm.rows_builder import bursts, learn, make_rows
@@ -38,6 +45,12 @@ GOOD, BAD = FIRST[0], SECOND[0]
 def longer_with(neuron: int, mass: float = 5.0) -> list[Ending]:
     """Four samples, each a token longer than the one before, and with more mass on one neuron."""
     return [Ending({neuron: 1.0 + mass * k}, {BAD: 1.0}, 1 + k) for k in range(4)]
+
+
+def sound_responses(num_second: int = 4) -> list[ResponseRows]:
+    """Longer ones score lower, and there are so many prompts more whose responses reuse what cycle 2 brings."""
+    second = responses_to([f"second {p}" for p in range(num_second)], longer_with(BAD), reused="second")
+    return [*responses_to(PROMPTS, longer_with(BAD)).values(), *second.values()]
 
 
 def diagnosed(directory: Path, responses: Sequence[ResponseRows]) -> Diagnostics:
@@ -76,8 +89,9 @@ def by_definition(responses: Sequence[ResponseRows]) -> dict[str, float]:
         scores = [masses(rows, other)[0] for rows in candidates]
         correlations.append(spearmanr(scores, [rows.num_tokens for rows in candidates]).statistic)
         spreads.append(np.std(scores))
-        choices = {best_candidate([masses(rows, side)[0] for rows in candidates]) for side in (0, 1)}
-        agreements.append(len(choices) == 1)
+        by_half = [[masses(rows, side)[0] for rows in candidates] for side in (0, 1)]
+        one, two = ({k for k, score in enumerate(each) if score == max(each)} for each in by_half)
+        agreements.append(len(one & two) / (len(one) * len(two)))
         for rows in candidates:
             bad += masses(rows, other)[1]
             late += masses(rows, other, rows.num_rows - max(1, rows.num_rows // 10))[1]
@@ -125,13 +139,13 @@ def test_weights_and_scores_are_never_touched(tmp_path: Path) -> None:
 
 
 def test_a_sound_calibration_warns_of_nothing(tmp_path: Path) -> None:
-    found = diagnosed(tmp_path / "cache", list(responses_to(PROMPTS, longer_with(BAD)).values()))
+    found = diagnosed(tmp_path / "cache", sound_responses())
     assert found.warnings == ()
     assert found.score_length_correlation == pytest.approx(-1.0)
     assert found.split_half_agreement == 1.0
     assert found.chance_agreement == 0.25
     assert found.share_under_two_cycles == 0.0
-    assert found.first_cycle_share == 1.0
+    assert found.first_cycle_share == pytest.approx(0.85, abs=0.005)
     assert found.late_bad_mass is not None
     assert found.score_spread is not None
     assert 0.0 < found.late_bad_mass < 0.2
@@ -163,12 +177,12 @@ def test_agreement_is_warned_of_below_half_way_from_chance_to_one(
     """Chance is 0.225 with four samples for half of the prompts and five for the others; 5 of 8 is above half-way to 1.
 
     One half alone knows a certain neuron, from a fifth sample of its prompts, and calls it bad. A first sample that has
-    mass on it loses with that half's weights; with the other's, it is like the rest, so the first wins.
+    mass on it loses with that half's weights; with the other's it wins, for it has less on a bad one than the rest.
     """
     one, _ = halves(PROMPTS)
     own = 1000
     losing = Ending({BAD: 100.0}, {}, 1)
-    apart = [Ending({own: 50.0}, {}, 1), *[PLAIN] * 3]
+    apart = [Ending({own: 50.0}, {}, 1), *(Ending({BAD: k}, {}, 1) for k in (1.0, 2.0, 3.0))]
     responses = {
         **responses_to(PROMPTS[:num_apart], apart),
         **responses_to(PROMPTS[num_apart:], longer_with(BAD)),
@@ -200,12 +214,35 @@ def test_bad_mass_at_the_end_is_warned_of(tmp_path: Path) -> None:
         assert ("late_bad_mass" in warned(found)) == is_warned
 
 
-def test_share_of_the_first_cycle_is_said_and_not_warned_of(tmp_path: Path) -> None:
-    first = diagnosed(tmp_path / "first", list(responses_to(PROMPTS, longer_with(BAD)).values()))
-    assert first.first_cycle_share == 1.0
+def test_the_share_of_first_cycles_is_said_and_not_warned_of(tmp_path: Path) -> None:
     second = diagnosed(tmp_path / "second", list(responses_to(PROMPTS, longer_with(GOOD), reused="second").values()))
     assert second.first_cycle_share == 0.0
-    assert first.warnings == second.warnings == ()
+    assert second.warnings == ()
+    for num_second, share in [(3, 0.884), (2, 0.919)]:
+        found = diagnosed(tmp_path / str(num_second), sound_responses(num_second))
+        assert found.first_cycle_share == pytest.approx(share, abs=5e-4)
+        assert found.warnings == ()
+
+
+def test_halves_that_tell_nothing_agree_by_chance() -> None:
+    nothing, none = np.ones(4), np.full(4, np.nan)
+    assert same_choice(nothing, nothing) == same_choice(nothing, none) == same_choice(none, none) == 0.25
+    third, second = np.array([0.1, 0.2, 0.9, 0.3]), np.array([0.1, 0.9, 0.2, 0.3])
+    assert same_choice(nothing, third) == same_choice(third, nothing) == 0.25
+    tied = np.array([0.5, np.nan, 0.7, 0.7])
+    assert (same_choice(tied, tied), same_choice(tied, third), same_choice(tied, second)) == (0.5, 0.5, 0.0)
+    assert (same_choice(third, third), same_choice(third, second)) == (1.0, 0.0)
+
+
+def test_prompts_whose_scores_tie_are_no_agreement(tmp_path: Path) -> None:
+    """In seven of eight prompts no half tells the samples apart; they must not pass for seven that agree."""
+    told, *tied = PROMPTS
+    responses = [*responses_to(tied, [PLAIN] * 4).values(), *responses_to([told], longer_with(BAD)).values()]
+    found = diagnosed(tmp_path / "cache", responses)
+    assert found.split_half_agreement == (7 * 0.25 + 1) / 8
+    assert found.score_spread is not None
+    assert found.score_spread > 0.0
+    assert "split_half_agreement" in warned(found)
 
 
 def test_scores_that_do_not_differ_leave_no_choice_and_say_so(tmp_path: Path) -> None:
@@ -292,7 +329,7 @@ def test_noise_is_the_spread_of_the_differences() -> None:
 
 
 def test_noise_is_warned_of_above_a_tenth_of_the_spread(tmp_path: Path) -> None:
-    quiet = diagnosed(tmp_path / "cache", list(responses_to(PROMPTS, longer_with(BAD)).values()))
+    quiet = diagnosed(tmp_path / "cache", sound_responses())
     assert quiet.score_spread is not None
     assert with_noise(quiet, 0.09 * quiet.score_spread).warnings == ()
     noisy = with_noise(quiet, 0.11 * quiet.score_spread)

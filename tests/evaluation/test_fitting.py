@@ -23,7 +23,7 @@ def test_the_signal_that_knows_gets_the_weight_and_the_gain() -> None:
     assert learned.gain_low > 0
     assert learned.gain == pytest.approx(nex.gain, abs=0.05)
     assert "shortest" in fit.results
-    assert fit.num_graded == 100
+    assert len(fit.problems) == 100
     assert 50 < fit.num_mixed < 100
 
 
@@ -96,4 +96,4 @@ def test_ungraded_problems_do_not_matter() -> None:
     table = drawn_table(50, seed=2)
     graded = [grade if row < 4 * 40 else None for row, grade in enumerate(table.correct)]
     fit = fit_selector(replace(table, correct=graded))
-    assert fit.num_graded == 40
+    assert len(fit.problems) == 40

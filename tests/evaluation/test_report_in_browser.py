@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nex_vllm.evaluation.report.page import render_page
 from tests.evaluation.chromium import Page, find_chromium, open_chromium
 from tests.evaluation.pages import html_of
-from tests.evaluation.recorded import HOSTILE, write_cache, write_comparison_directory
+from tests.evaluation.recorded import HOSTILE, report_of_many, write_cache, write_comparison_directory
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium here, so the report's page was not opened (bash tools/chromium.sh)"
@@ -97,4 +98,39 @@ def test_a_comparison_opens_in_both_colour_schemes(browser: Page, tmp_path: Path
     )
     assert value(browser, "curve", "hidden") is True
     assert value(browser, "text").startswith("thinking of")
+    assert browser.complaints == []
+
+
+def test_a_thousand_responses_are_listed_searched_and_opened(browser: Page, tmp_path: Path) -> None:
+    page = tmp_path / "many.html"
+    page.write_text(render_page(report_of_many(1030, 1000)), encoding="utf-8")
+    assert page.stat().st_size > 4 << 20, "as large as pages of that many are"
+    browser.open(page)
+    assert value(browser, "found") == "1000 of 1000"
+    assert browser.evaluate("document.querySelectorAll('#choice option').length") == 1000
+    said = value(browser, "responses")
+    assert "The first 1000 of 1030 responses are here (no more were asked for); all of them count in tables" in said
+
+    for letters, found in (("THE NEEDLE 7", 111), ("2", 11), ("6.", 1)):
+        browser.evaluate("document.getElementById('search').focus()")
+        browser.call("Input.insertText", text=letters)
+        assert value(browser, "found") == f"{found} of 1000"
+    assert value(browser, "name") == "problem-181-2"
+    assert "the needle 726.\n" in value(browser, "text")
+    assert browser.evaluate("document.querySelectorAll('#text .row').length") == 60
+    assert browser.evaluate("document.querySelectorAll('#curve svg polyline').length") > 1
+    assert browser.evaluate("document.querySelectorAll('#cycles tbody tr').length") > 0
+
+    # All are listed again, and what is open stays open, at its row.
+    browser.evaluate("document.getElementById('curve').focus()")
+    browser.press("ArrowRight", 39)
+    browser.evaluate("{const s = document.getElementById('search'); s.value = ''; s.dispatchEvent(new Event('input'))}")
+    assert value(browser, "found") == "1000 of 1000"
+    assert value(browser, "choice", "selectedIndex") == 726
+    assert value(browser, "readout").startswith("Row 2 · ")
+    browser.evaluate(
+        "{const o = document.getElementById('order'); o.value = 'high'; o.dispatchEvent(new Event('change'))}"
+    )
+    assert value(browser, "choice", "selectedOptions[0].textContent").startswith("problem-181-2 · ")
+    assert browser.evaluate("document.getElementById('choice').options[0].textContent").startswith("problem-25-0 · ")
     assert browser.complaints == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nex_vllm.evaluation.statistics import control_length, mean_intervals, resampled_sums
+from nex_vllm.evaluation.statistics import LIKE_LENGTH, control_length, mean_intervals, resampled_sums, won_pairs
 
 N = 4
 
@@ -100,10 +100,20 @@ def test_partial_correlation_of_one_problem_is_that_of_its_ranks() -> None:
     )
 
 
+def test_pairs_of_like_length_by_hand() -> None:
+    """One right candidate of 100 tokens; 125 and 80 lack a fifth of the longer one, 126 and 79 more than that."""
+    score, correct = np.array([0.5, 0.4, 0.5, 0.1, 0.2]), np.array([1.0, 0.0, 0.0, 0.0, 0.0])
+    length = np.array([100.0, 125.0, 80.0, 126.0, 79.0])
+    assert won_pairs(score, correct, length, 0.2) == (1.5, 2, 3.5, 4)
+    assert won_pairs(score, correct, length, 0.19) == (0, 0, 3.5, 4)
+    told = control_length([(score, correct, length)])
+    assert (LIKE_LENGTH, told.num_pairs, told.like_length.value) == (0.2, 2, 0.75)
+
+
 def test_problems_without_both_right_and_wrong_candidates_tell_nothing() -> None:
     ones = np.ones(3)
     told = control_length([(ones, ones, ones), (ones, 0 * ones, ones)])
-    assert told.num_problems == told.num_pairs == 0
+    assert told.num_pairs == 0
     assert told.partial_correlation.value is None
 
 

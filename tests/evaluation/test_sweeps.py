@@ -14,9 +14,10 @@ from nex_vllm.algorithm.signals import NUM_STATISTICS
 from nex_vllm.choosing.row_builder import RowBuilder
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.derivation import derive_rows
-from nex_vllm.evaluation.diagnostics import diagnose
+from nex_vllm.evaluation.diagnostics import MEANINGS, diagnose
 from nex_vllm.evaluation.evidence import Calibration, gather_evidence, prompt_ids
 from nex_vllm.evaluation.sweep_options import OPTIONS, SweepSettings, parse_sweep, plan_sweep
+from nex_vllm.evaluation.sweep_picture import PANELS
 from nex_vllm.evaluation.sweeps import GradedCandidates, SweptCache
 from nex_vllm.records import TokenRecords
 from nex_vllm.storage import CachedResponse, CacheMeta, CacheReader, CacheWriter, CandidateTable
@@ -264,6 +265,13 @@ def test_candidates_that_cannot_be_used_are_refused(fine: CacheReader, tmp_path:
 
 
 # What is asked for.
+
+
+def test_every_diagnostic_that_a_sweep_can_tell_has_a_panel() -> None:
+    """Chance is drawn beside the agreement, and noise takes an engine."""
+    assert [name for name, _, _ in PANELS] == [
+        name for name in MEANINGS if name not in {"chance_agreement", "score_noise"}
+    ]
 
 
 def test_options_are_read_from_one_word_or_several() -> None:

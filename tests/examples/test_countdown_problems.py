@@ -13,7 +13,7 @@ import problems
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import MAX_ANSWER_CHARS, Problem, final_expression, is_correct
+from problems import MAX_ANSWER_CHARS, Problem, final_expression, grade, is_correct, value_of
 
 NUMBERS, TARGET = (3, 7, 8, 12), 50
 
@@ -121,16 +121,16 @@ def test_last_answer_counts() -> None:
     assert final_expression("no answer") is None
 
 
-def test_split_does_not_depend_on_the_order_of_the_numbers() -> None:
+def test_split_depends_on_the_numbers_alone_not_on_their_order_or_the_target() -> None:
     rng = random.Random(0)
     splits = set()
     for _ in range(200):
         numbers = [rng.randint(1, 13) for _ in range(4)]
         problem = Problem(tuple(numbers), rng.randint(10, 99))
-        shuffled = Problem(tuple(rng.sample(numbers, 4)), problem.target)
+        shuffled = Problem(tuple(rng.sample(numbers, 4)), rng.randint(10, 99))
         assert problem.split == shuffled.split
         splits.add(problem.split)
-    assert splits == {"train", "test", "calibration"}
+    assert splits == {"train", "test", "calibration", "development"}
 
 
 def test_checker_loads_by_its_path_without_torch_or_transformers() -> None:
@@ -145,3 +145,31 @@ print(json.dumps([checker.is_correct([3, 7, 8], 29, "Answer: 3 * 7 + 8"), sorted
     assert problems.__file__ is not None
     done = subprocess.run([sys.executable, "-c", code, problems.__file__], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [True, []]
+
+
+def test_grader_of_compare_says_what_the_checker_says() -> None:
+    """It is told one right expression; another one is as right, and the numbers and the target are those of both."""
+    path = Path(str(problems.__file__)).parent / "development.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        assert grade(f"Plan: sums first\nAnswer: {line['answer']}", line["answer"])
+        for other in lines[:20]:
+            response = f"Answer: {other['answer']}"
+            expected = is_correct(line["numbers"], line["target"], response)
+            assert grade(response, line["answer"]) == expected
+    assert grade("Answer: 8 + ( 7 * 3 )", "( 3 * 7 ) + 8")
+    assert not grade("no answer", "( 3 * 7 ) + 8")
+
+
+@pytest.mark.parametrize("answer", ["", "twenty", "3 / 2", "5 / ( 3 - 3 )"])
+def test_grader_refuses_a_right_answer_that_is_none(answer: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        grade("Answer: 3 + 4", answer)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [("7 / 3 / 2", "7/6"), ("8 / ( 3 - 8 / 3 )", "24"), ("3 - 7", "-4"), ("5 / ( 3 - 3 )", "None"), ("", "None")],
+)
+def test_value_of_an_expression_is_exact(expression: str, value: str) -> None:
+    assert str(value_of(expression)) == value

@@ -73,7 +73,7 @@ def main() -> None:
 
     scheduler.update_from_output = counting_update
     # An end that the scheduler cannot foresee: a step of this request is under way when its stop token is seen.
-    common = {"n": 3, "max_tokens": 40, "temperature": 0.9, "stop_token_ids": llm.get_tokenizer().encode(" not")}
+    common = {"n": 3, "max_tokens": 40, "temperature": 0.9, "stop_token_ids": llm.get_tokenizer().encode("then")}
     outputs = llm.generate(
         prompts, SamplingParams(nex_select="all", nex_return_sums=True, nex_return_rows=True, **common)
     )

@@ -23,7 +23,7 @@ REASONING_END = "\nthen"
 @pytest.fixture(scope="session")
 def prompts(countdown: Path) -> list[str]:
     """Prompts of different lengths, in the shipped model's language."""
-    lines = (countdown / "test.jsonl").read_text().splitlines()
+    lines = (countdown / "development.jsonl").read_text().splitlines()
     problems = [json.loads(line)["prompt"] for line in lines[:40]]
     return [" ".join(problems[i : i + 1 + i % 4]) for i in range(40)]
 

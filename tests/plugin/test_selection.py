@@ -182,7 +182,7 @@ def test_an_entropy_selector_asks_vllm_for_no_log_probabilities(either_llm: Any,
 def test_a_stop_string_scores_exactly_the_tokens_that_are_returned(either_llm: Any, weights: Any, prompts: Any) -> None:
     common: Any = {"n": 3, "nex_return_sums": True, "max_tokens": 40, "seed": 7}
     free = either_llm.generate(prompts[:3], SamplingParams(**common))
-    stopped = either_llm.generate(prompts[:3], SamplingParams(**common, stop=["not"]))
+    stopped = either_llm.generate(prompts[:3], SamplingParams(**common, stop=["then"]))
     num_stopped = 0
     for whole, cut in zip(free, stopped, strict=True):
         for long, short in zip(whole.nex.candidates, cut.nex.candidates, strict=True):

@@ -17,7 +17,7 @@ _CONTROLS = (
     ("length_correlation", "rank correlation of score and number of tokens, within problems"),
     ("partial_correlation", "rank correlation of score and correctness, that of length held fixed"),
     ("all_pairs", "of a right and a wrong candidate, how often the right one scores higher (chance: 0.5)"),
-    ("like_length", "the same, of pairs whose lengths differ by a tenth at most"),
+    ("like_length", "the same, of pairs whose lengths differ by a fifth at most"),
 )
 
 

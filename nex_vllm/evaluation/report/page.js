@@ -6,7 +6,8 @@
   const index = JSON.parse(at("index").textContent);
   const sources = Array.from(document.querySelectorAll("script.response"));
   const collator = new Intl.Collator(undefined, { numeric: true });
-  let order = index.map((_, i) => i);
+  let order = []; // the responses that are listed
+  let searched = null; // of each response, what a search looks through; made by the first one
   let shown = null; // the response on the page
   let row = 0; // the row that the cursor is on
 
@@ -18,6 +19,7 @@
   const share = (value) => (value && Math.abs(value) < 0.001 ? value.toExponential(1) : number(value, 4));
   // Not Math.max(...values): a response may have more rows than a call may have arguments.
   const largest = (values) => values.reduce((most, value) => Math.max(most, value), 0);
+  const options = index.map((_, i) => element("option", title(i), { value: i }));
 
   function element(name, content, attributes) {
     const made = document.createElement(name);
@@ -43,21 +45,30 @@
     return marks.join(" · ");
   }
 
+  // Every response is parsed once, not at each letter that is typed.
+  function found(wanted) {
+    const all = index.map((_, i) => i);
+    if (!wanted) return all;
+    searched ??= all.map((i) => {
+      const each = load(i);
+      return [each.id, each.prompt || "", (each.texts || []).join("")].join("\n").toLowerCase();
+    });
+    return all.filter((i) => searched[i].includes(wanted));
+  }
+
   function list() {
-    const wanted = at("search").value.toLowerCase();
     const by = { id: (a, b) => collator.compare(index[a].id, index[b].id) };
     const falling = (key) => (a, b) => (index[b][key] ?? -1) - (index[a][key] ?? -1);
     by.high = falling("score");
     by.low = (a, b) => (index[a].score ?? 2) - (index[b].score ?? 2);
     by.long = falling("tokens");
     by.cycles = falling("cycles");
-    order = index.map((_, i) => i).filter((i) => {
-      if (!wanted) return true;
-      const each = load(i);
-      return [each.id, each.prompt || "", (each.texts || []).join("")].some((text) => text.toLowerCase().includes(wanted));
-    });
-    if (by[at("order").value]) order.sort(by[at("order").value]);
-    at("choice").replaceChildren(...order.map((i) => element("option", title(i), { value: i })));
+    const listed = found(at("search").value.toLowerCase());
+    if (by[at("order").value]) listed.sort(by[at("order").value]);
+    if (listed.length !== order.length || listed.some((i, place) => i !== order[place])) {
+      order = listed;
+      at("choice").replaceChildren(...order.map((i) => options[i]));
+    }
     at("found").textContent = `${order.length} of ${index.length}`;
     show(order.includes(shown && shown.place) ? shown.place : order[0]);
   }
@@ -72,6 +83,7 @@
       return;
     }
     at("choice").value = String(i);
+    if (shown && shown.place === i) return; // still there, at the row where it was
     shown = { place: i, ...load(i) };
     row = 0;
     at("name").textContent = visible(shown.id);

@@ -116,7 +116,8 @@ def _weights(figure: Figure, report: Report) -> None:
     axes.invert_yaxis()
     axes.axvline(0, color=QUIET, linewidth=0.8)
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    axes.legend(frameon=False)
+    # Bars may fill the axes: there is no place for it among them.
+    figure.legend(frameon=False, loc="outside lower right", ncols=2)
 
 
 def _scores(figure: Figure, report: Report) -> None:

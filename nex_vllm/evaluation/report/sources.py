@@ -23,11 +23,11 @@ from nex_vllm.evaluation.report.responses import ShownResponses, describe_unreco
 from nex_vllm.evaluation.report.row_texts import RowCutter, load_tokenizer
 from nex_vllm.storage import CacheReader, Diagnostics, WeightsFile, check_fits, decode_diagnostics, load_weights
 from nex_vllm.storage.candidates import read_candidates
-from nex_vllm.storage.comparison_file import WEIGHTS_NAME, read_comparison
+from nex_vllm.storage.comparison_file import CACHE_NAME, OUTCOME_NAME, TABLE_NAME, WEIGHTS_NAME, read_comparison
+from nex_vllm.storage.weights import weights_digest
 
 T = TypeVar("T")
 
-CANDIDATES_NAME, COMPARISON_NAME, CACHE_NAME = "candidates.parquet", "comparison.json", "cache"
 
 _SMALL = frozenset({"score_spread", "score_noise"})
 
@@ -74,14 +74,14 @@ def find_source(plan: ReportPlan) -> tuple[Describe, tuple[str, ...]]:
         raise InputError("--accept-other-model has no effect without --weights; give them, or leave it out")
     if (path / "meta.json").exists():
         return _describe_cache, _OF_ROWS
-    if (path / CANDIDATES_NAME).exists():
+    if (path / TABLE_NAME).exists():
         return _describe_comparison, (*_OF_ROWS, "selectors", "best-random-worst")
     if path.is_file():
         for flag, value in (("--weights", plan.weights), ("--tokenizer", plan.tokenizer)):
             if value is not None:
                 raise InputError(f"{flag} has no effect on the report of a weights file, {path}; leave it out")
         return _describe_weights, ("weights",)
-    state = f"has neither meta.json nor {CANDIDATES_NAME}" if path.is_dir() else "does not exist"
+    state = f"has neither meta.json nor {TABLE_NAME}" if path.is_dir() else "does not exist"
     raise InputError(f"{path} {state}; give the directory of an activation cache or of a comparison, or a weights file")
 
 
@@ -122,8 +122,8 @@ def _describe_cache(plan: ReportPlan, created_with: str, progress: Progress) -> 
 
 
 def _describe_comparison(plan: ReportPlan, created_with: str, progress: Progress) -> Report:
-    found = read_comparison(plan.path / COMPARISON_NAME)
-    candidates = index_candidates(read_candidates(plan.path / CANDIDATES_NAME))
+    found = read_comparison(plan.path / OUTCOME_NAME)
+    candidates = index_candidates(read_candidates(plan.path / TABLE_NAME))
     report = Report(f"Comparison: {plan.path.resolve().name}", created_with, comparison=ComparisonFigures(found))
     report.facts = facts_of(found.made_with)
     report.notes = [*found.notes, *(f"{name} was left out: {reason}" for name, reason in found.left_out.items())]
@@ -147,10 +147,16 @@ def _describe_comparison(plan: ReportPlan, created_with: str, progress: Progress
         elif "score" in candidates.table.signals and kept.exists():
             # The comparison may have been told to accept another model's.
             given = _fitting_weights(kept, reader, accept_other_model=True)
-            weights, segmentation = _use_weights(report, given, kept)
-            report.weights = _figures_of(weights, given.meta)
-            report.scored_by = ", as the comparison scored them"
-            report.weights_from = " The comparison scored with them."
+            if candidates.table.meta.get("weights_digest") == weights_digest(given):
+                weights, segmentation = _use_weights(report, given, kept)
+                report.weights = _figures_of(weights, given.meta)
+                report.scored_by = ", as the comparison scored them"
+                report.weights_from = " The comparison scored with them."
+            else:
+                report.notes.append(
+                    f"{WEIGHTS_NAME} in {plan.path} are not those that the candidates were scored with, so they are "
+                    "left out; run the comparison again, or give --weights."
+                )
         cutter = RowCutter(load_tokenizer(plan.tokenizer, reader.meta.model))
         with progress(len(reader)) as advance:
             report.findings = read_responses(reader, weights, segmentation, cutter, shown, labels, advance)

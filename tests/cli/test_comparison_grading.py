@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nex_vllm.cli.comparison_inputs import choose_grading
+from nex_vllm.cli.comparison_grading import choose_grading
 from nex_vllm.errors import InputError
 from nex_vllm.evaluation.problems import load_problems
 from nex_vllm.storage import (
@@ -20,24 +20,16 @@ from nex_vllm.storage import (
     write_candidates,
 )
 from nex_vllm.storage.weights import weights_digest
-from tests.cli.conftest import Run, write_lines
+from tests.cli.conftest import Run, last_line, ok, write_lines
 from tests.cli.fake_engine import FakeSession
 from tests.cli.recorded import recorded_rows, write_cache
 from tests.cli.test_bad_input import refused
-from tests.cli.test_comparing import given, ok, problems  # noqa: F401 - fixtures
-from tests.cli.test_comparison_directory import last_line
 from tests.evaluation.tables import drawn_table
-
-
-@pytest.fixture
-def calibration(model: Path, tmp_path: Path) -> Path:
-    responses = [recorded_rows(f"c{n}", 50 + n) for n in range(4)]
-    return write_cache(tmp_path / "calibration", responses, fingerprint=model_fingerprint(model))
 
 
 def test_weights_and_a_calibration_that_did_not_give_them_are_refused(
     run: Run,
-    given: list[object],  # noqa: F811
+    given: list[object],
     model: Path,
     calibration: Path,
     tmp_path: Path,
@@ -54,7 +46,7 @@ def test_weights_and_a_calibration_that_did_not_give_them_are_refused(
 
 def test_a_selector_that_needs_scores_is_refused_where_there_are_none(
     run: Run,
-    given: list[object],  # noqa: F811
+    given: list[object],
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "selector.json"
@@ -66,7 +58,7 @@ def test_a_selector_that_needs_scores_is_refused_where_there_are_none(
 def test_a_selector_knows_the_weights_that_its_scores_came_from(
     run: Run,
     fake: type[FakeSession],
-    given: list[object],  # noqa: F811
+    given: list[object],
     calibration: Path,
     tmp_path: Path,
 ) -> None:
@@ -87,7 +79,7 @@ def test_a_selector_knows_the_weights_that_its_scores_came_from(
 def test_how_questions_are_asked_is_said(
     run: Run,
     fake: type[FakeSession],
-    given: list[object],  # noqa: F811
+    given: list[object],
     tmp_path: Path,
 ) -> None:
     path = write_lines(tmp_path / "own.jsonl", [{"question": "x", "answer": "1"}])
