@@ -79,8 +79,9 @@ def run_demo(num_problems: int, out: Path | None, *, verbose: bool) -> None:
         raise InputError(
             f"--problems is {num_problems}, but the example has {len(example.problems)}; give as many at most"
         )
-    # The model is tiny, and so may be the machine.
+    # The model is tiny, and so may be the machine; several threads would mostly wait for each other.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         if out is not None:
             _make_directory(out)
