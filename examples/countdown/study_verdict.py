@@ -24,7 +24,7 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     if main["low"] is None:
         return " ".join([*words, gain, "There is one set of numbers, so no interval."])
     best = max(LABEL_FREE, key=lambda name: first["accuracy"][name]["value"])
-    rival = f"of {', '.join(LABEL_FREE)}, {best} was right most often: {percent(first['accuracy'][best]['value'])}"
+    rival = f"{percent(first['accuracy'][best]['value'])} with `{best}`, the best of {', '.join(LABEL_FREE)}"
     if main["low"] > 0:
         words.append(f"Above chance. {gain}")
         words += _of_like_length(first["length"]["pairs_like"])
@@ -35,12 +35,12 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
         )
     elif main["high"] < 0:
         beforehand = said_beforehand([decode_diagnostics(json.dumps(each), "a run") for each in first["diagnostics"]])
-        words.append(f"Below chance. {gain} Beforehand, {beforehand}; {rival}.")
+        words.append(f"Below chance. {gain} Beforehand, {beforehand}. The choice was right in {rival}.")
     else:
         words.append(f"No difference was found. {gain}")
     if main["high"] >= 0:
         nex = percent(first["accuracy"]["nex"]["value"])
-        words.append(f"NEX's choice was right in {nex}; {rival}.")
+        words.append(f"The choice was right in {nex} with NEX, and in {rival}.")
     if len(outcomes) > 1:
         others = "; ".join(f"seed {each['training_seed']}: {points(each['minus_random']['nex'])}" for each in outcomes)
         words.append(f"By training seed: {others}.")
@@ -60,6 +60,6 @@ def _of_like_length(like: Outcome) -> list[str]:
             "does that without a calibration."
         ]
     return [
-        f"But in {alike} no difference was found ({share(like)}): a preference for short responses "
-        "explains it, and `shortest` has that without a calibration."
+        f"But in {alike} no difference was found: the right one scores higher in {share(like)}. So a preference for "
+        "short responses is enough to explain the gain, and `shortest` has that without a calibration."
     ]

@@ -270,14 +270,14 @@ WARNED = [
             (0.5, 0.6),
             "Below chance. NEX best of 4 minus random, training seed 1: -5.0 (-8.0 to -2.0). Beforehand, the "
             "calibrations had warned: score_length_correlation +0.200 to +0.300 (2 of 3), share_under_two_cycles 0.960 "
-            "(1 of 3); of shortest, logprob, majority, logprob was right most often: 60.0 %.",
+            "(1 of 3). The choice was right in 60.0 % with `logprob`, the best of shortest, logprob, majority.",
         ),
         ((0.05, -0.02, 0.08), (1,), (0.5, 0.6), "No difference was found."),
         (
             (0.05, 0.02, 0.08),
             (1,),
             (0.55, 0.7),
-            "NEX's choice was right in 45.0 %; of shortest, logprob, majority, logprob was right most often: 60.0 %.",
+            "right in 45.0 % with NEX, and in 60.0 % with `logprob`, the best of shortest, logprob, majority.",
         ),
         ((0.05, 0.02, 0.08), (1, -1), (0.55, 0.6), "The sign differs between training seeds. Above chance."),
     ],
