@@ -10,6 +10,7 @@ from typer import echo
 
 from nex_vllm import __version__
 from nex_vllm.algorithm.rows import ResponseRows
+from nex_vllm.algorithm.segmentation import DEFAULT_RHO
 from nex_vllm.algorithm.weights import WeightAccumulator
 from nex_vllm.cli.outcome import InterruptedRunError
 from nex_vllm.cli.recording import RecordingPlan, cache_meta, read_inputs, record_into_cache, sample
@@ -29,7 +30,7 @@ from nex_vllm.storage import (
 )
 from nex_vllm.storage.atomic import write_atomically
 
-SMALLEST_RHO, DEFAULT_RHO = 1e-6, 0.95
+SMALLEST_RHO = 1e-6
 
 
 @dataclass(frozen=True, slots=True)

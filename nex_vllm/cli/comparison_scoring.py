@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typer import echo
 
 from nex_vllm import __version__
 from nex_vllm.algorithm.credit import DEFAULT_CREDIT
-from nex_vllm.algorithm.rows import DEFAULT_ROW_TOKENS, DEFAULT_TOP_K
+from nex_vllm.algorithm.rows import DEFAULT_ROW_TOKENS, DEFAULT_TOP_K, ResponseRows
 from nex_vllm.algorithm.segmentation import DEFAULT_MIN_RUN, DEFAULT_RHO
 from nex_vllm.algorithm.weights import NeuronWeights
 from nex_vllm.cli.model import ModelFacts
@@ -144,8 +144,7 @@ def _with_calibration(
     if file is not None:
         options = {"rho": file.meta.rho, "min_run": file.meta.min_run, "credit": file.meta.credit}
     with progress_bar(len(reader), "response") as bar:
-        rows = (derive_rows(each, reader.meta, top_k, row_tokens) for each in _counted(reader, bar))
-        calibration = gather_evidence(rows, prompt_ids(reader), **options)
+        calibration = gather_evidence(_derived(reader, top_k, row_tokens, bar), prompt_ids(reader), **options)
     if file is None:
         file = _learned_file(calibration, reader, top_k, row_tokens)
     else:
@@ -191,9 +190,9 @@ def _check_learned_from(file: WeightsFile, evidence: Evidence, reader: CacheRead
     )
 
 
-def _counted(reader: CacheReader, bar: Any) -> Any:
+def _derived(reader: CacheReader, top_k: int, row_tokens: int, bar: Any) -> Iterator[ResponseRows]:
     for rows in reader.rows():
-        yield rows
+        yield derive_rows(rows, reader.meta, top_k, row_tokens)
         bar.update()
 
 
